@@ -1,0 +1,1 @@
+"""The receiver of MetaStudio's live event callbacks."""

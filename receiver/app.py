@@ -1,0 +1,118 @@
+"""The composition root: makes the parts from the settings, starts them in order, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import uvloop
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver.metrics import Metrics
+from receiver.protocol.signature import Verifier
+from receiver.settings import EndpointSettings, Settings
+from receiver.storage.database import Database, problem_of
+from receiver.storage.journal import Journal
+from receiver.storage.projector import Projector
+from receiver.web.callbacks import Callbacks, Endpoint
+from receiver.web.operations import operations_app
+from receiver.web.server import Server, create_server, listen, tls_context
+
+logger = logging.getLogger(__name__)
+
+_GRACE = 5  # seconds for requests under way, and again for the journal to drain
+
+
+class Receiver:
+    """All parts of a running receiver. `now` gives POSIX seconds. Starting raises the parts' own errors."""
+
+    def __init__(self, settings: Settings, *, now: Callable[[], float] = time.time) -> None:
+        tls = None
+        if settings.tls_certificate is not None and settings.tls_key is not None:
+            tls = tls_context(settings.tls_certificate, settings.tls_key)
+        self._sockets = [
+            listen("listen", *settings.listen),
+            listen("operations_listen", *settings.operations_listen),
+        ]
+        self.metrics = Metrics(endpoint.name for endpoint in settings.endpoints)
+        self.database = Database(settings.database_url)
+        _migrate_own(self.database)
+        grown = threading.Event()
+        self.journal = Journal(settings.journal, settings.journal_max_bytes, self.metrics, grown)
+        self.projector = Projector(self.journal, self.database, self.metrics, grown)
+        callbacks = Callbacks(
+            [Endpoint(one.name, one.live_event_type_callback_url, verifier(one)) for one in settings.endpoints],
+            self.journal.append,
+            self.metrics,
+            max_body_bytes=settings.max_body_bytes,
+            now=now,
+        )
+        operations = operations_app(self.metrics.registry, self.journal.check)
+        self._public = create_server(callbacks, tls=tls, grace=_GRACE)
+        self._operations = create_server(operations, grace=1)
+
+    async def serve(self, on_started: Callable[[], None] = lambda: None) -> None:
+        """Serve until `stop`, or a signal to end, then put away what is under way."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        self.projector.start()
+        servers = (self._public, self._operations)
+        running = [
+            loop.create_task(_serve(server, [socket])) for server, socket in zip(servers, self._sockets, strict=True)
+        ]
+        # uvicorn has no event for having started.
+        while not all(  # noqa: ASYNC110
+            server.started or task.done() for server, task in zip(servers, running, strict=True)
+        ):
+            await asyncio.sleep(0.005)
+        on_started()
+        await running[0]
+        await self.journal.flush()
+        await asyncio.to_thread(self.projector.stop, _GRACE)
+        self._operations.should_exit = True
+        await running[1]
+        self.journal.close()
+        self.database.close()
+
+    def stop(self) -> None:
+        """End in order; the second time, without waiting for requests under way."""
+        self._public.force_exit = self._public.should_exit
+        self._public.should_exit = True
+
+
+def run(settings: Settings, on_started: Callable[[], None]) -> None:
+    """Serve until a signal to end."""
+    receiver = Receiver(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(receiver.serve(on_started))
+
+
+def verifier(endpoint: EndpointSettings) -> Verifier:
+    """The check of signatures that an endpoint's settings ask for."""
+    return Verifier(
+        endpoint.live_event_type_callback_url,
+        endpoint.auth_type,
+        endpoint.keys,
+        form=endpoint.signature_form,
+        tolerance=endpoint.timestamp_tolerance,
+    )
+
+
+async def _serve(server: Server, sockets: Sequence[socket.socket]) -> None:
+    await server.serve(sockets=list(sockets))
+
+
+def _migrate_own(database: Database) -> None:
+    """Migrate a database that is this receiver's alone; one that cannot be had now is the projector's to wait for."""
+    if database.is_sqlite:
+        try:
+            database.migrate()
+        except SQLAlchemyError as error:
+            details = {"reason": "connection", "problem": problem_of(error)}
+            logger.error("database down", extra=details)  # noqa: TRY400 (the problem in one line)

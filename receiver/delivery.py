@@ -1,0 +1,31 @@
+"""What the public endpoint hands to the storage: an authentic callback, as received."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+
+class NotDurableError(Exception):
+    """The delivery could not be put on disk. The message says why, for logs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An authentic callback. Times are POSIX seconds; `time_text` is hwTime as received, empty without a signature.
+
+    `quarantine_reason` is set where the delivery is to be kept, but not to be believed.
+    """
+
+    endpoint: str
+    received_at: float
+    sent_at: float
+    time_text: bytes
+    body: bytes
+    quarantine_reason: str | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 over endpoint, hwTime text and body: equal for an exact repeat, and only then."""
+        parts = (self.endpoint.encode(), self.time_text, self.body)
+        return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()

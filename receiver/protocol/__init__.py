@@ -1,0 +1,1 @@
+"""What MetaStudio says: signatures and payloads. Pure: no I/O, no clock, standard library only."""

@@ -1,0 +1,208 @@
+"""Callback bodies: JSON whose ``message`` is JSON again, into one typed `Event`.
+
+Types and fields are those of Huawei's ``LiveEventCallBackConfig``. Whatever bytes come in, `parse` either returns an
+`Event` or raises `EventError`: what it does not understand is kept in quarantine, so it can afford to be strict.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+LONGEST_NAME = 255  # characters of an id, type or state: these are indexed
+_INTEGERS = 2**63  # from minus that to below it: what a database's bigint holds
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+# The third official sample does not escape the quote that ends the inner object: ...4c49c3c"}"}
+_UNESCAPED_END = re.compile(r'(?<!\\)"(\s*\}"\s*\}\s*)\Z')
+
+
+class EventType(enum.StrEnum):
+    """The documented ``callback_event_type`` values."""
+
+    SHOOT_SCRIPT_SWITCH = "SHOOT_SCRIPT_SWITCH"
+    RTMP_STREAM_STATE_CHANGE = "RTMP_STREAM_STATE_CHANGE"
+    REPLY_COMMAND_FINISH = "REPLY_COMMAND_FINISH"
+
+
+class StreamState(enum.StrEnum):
+    """The documented ``state`` values. No reconnection follows ``END``."""
+
+    CONNECTING = "CONNECTING"
+    CONNECTED = "CONNECTED"
+    DISCONNECTED = "DISCONNECTED"
+    RECONNECTING = "RECONNECTING"
+    END = "END"
+
+
+class Reason(enum.StrEnum):
+    """Why a body is not understood. Stable: these stand in the database and in logs."""
+
+    NOT_UTF8 = "not_utf8"
+    NOT_JSON = "not_json"
+    TOO_DEEP = "too_deep"
+    REPEATED_KEY = "repeated_key"
+    NUMBER_TOO_LONG = "number_too_long"
+    NOT_AN_OBJECT = "not_an_object"
+    INVALID_MESSAGE = "invalid_message"
+    MISSING_FIELD = "missing_field"
+    INVALID_FIELD = "invalid_field"
+    UNSTORABLE_TEXT = "unstorable_text"
+
+
+class EventError(Exception):
+    """A body that is not understood: the stable `reason`, and a `detail` for people that names the field at fault."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event. Fields are the vendor's; those that its type does not have, or that were left out, are None."""
+
+    event_type: str
+    room_id: str | None = None
+    job_id: str | None = None
+    scene_script_name: str | None = None
+    shoot_script_sequence_no: int | None = None
+    shoot_script_title: str | None = None
+    output_url: str | None = None
+    stream_key: str | None = None
+    state: str | None = None
+    reply_id: str | None = None
+
+
+_FIELDS = {
+    EventType.SHOOT_SCRIPT_SWITCH: ("scene_script_name", "shoot_script_sequence_no", "shoot_script_title"),
+    EventType.RTMP_STREAM_STATE_CHANGE: ("output_url", "stream_key", "state"),
+    EventType.REPLY_COMMAND_FINISH: ("reply_id",),
+}
+# Without these an event says nothing: which job it is about, and what a stream's state is.
+_REQUIRED = frozenset({"job_id", "state"})
+_NAMES = frozenset({"room_id", "job_id", "state", "reply_id"})
+
+
+def parse(body: bytes) -> Event:
+    """Read a callback's body. Unknown fields are passed over, unknown event types are returned with their ids."""
+    outer = _object(_load_body(body), "the body")
+    event_type = _text(outer, "event_type", LONGEST_NAME)
+    if event_type is None:
+        raise EventError(Reason.MISSING_FIELD, "event_type is missing")
+    message = outer.get("message")
+    if isinstance(message, str):
+        message = _load_message(message)
+    if not isinstance(message, dict):
+        raise EventError(Reason.INVALID_MESSAGE, "message is neither a JSON object nor a string that holds one")
+    if event_type not in _FIELDS:
+        return Event(event_type, _text_or_none(message, "room_id"), _text_or_none(message, "job_id"))
+    names = ("room_id", "job_id", *_FIELDS[EventType(event_type)])
+    fields = {name: _field(message, name) for name in names}
+    for name in names:
+        if name in _REQUIRED and fields[name] is None:
+            raise EventError(Reason.MISSING_FIELD, f"{name} is missing")
+    return Event(event_type, **fields)
+
+
+def _load_body(body: bytes) -> Any:  # noqa: ANN401 (JSON is any value)
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise EventError(Reason.NOT_UTF8, f"the body is not UTF-8 from byte {error.start} on") from None
+    try:
+        return _load_json(text, "the body")
+    except EventError as error:
+        repaired = _UNESCAPED_END.sub(r'\\"\1', text)
+        if error.reason is not Reason.NOT_JSON or repaired == text:
+            raise
+    return _load_json(repaired, "the body")
+
+
+def _load_message(message: str) -> Any:  # noqa: ANN401
+    try:
+        return _load_json(message, "message")
+    except EventError as error:
+        if error.reason is Reason.NOT_JSON:
+            raise EventError(Reason.INVALID_MESSAGE, error.detail) from None
+        raise
+
+
+def _load_json(text: str, what: str) -> Any:  # noqa: ANN401
+    """json.loads for exactly RFC 8259, with names for what it refuses. `what` names the text in errors."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise EventError(Reason.REPEATED_KEY, f"a key stands twice in {what}")
+        return found
+
+    def refuse(constant: str) -> NoReturn:
+        raise EventError(Reason.NOT_JSON, f"{what} is not JSON: {constant}")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise EventError(Reason.NOT_JSON, f"{what} is not JSON: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise EventError(Reason.TOO_DEEP, f"{what} is nested too deeply") from None
+    except ValueError:  # an integer of more digits than Python converts
+        raise EventError(Reason.NUMBER_TOO_LONG, f"{what} holds a number of thousands of digits") from None
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:  # noqa: ANN401
+    if not isinstance(value, dict):
+        raise EventError(Reason.NOT_AN_OBJECT, f"{what} is not a JSON object")
+    return value
+
+
+def _field(message: dict[str, Any], name: str) -> Any:  # noqa: ANN401 (an Event's field)
+    if name == "shoot_script_sequence_no":
+        return _integer(message, name)
+    return _text(message, name, LONGEST_NAME if name in _NAMES else None)
+
+
+def _text(fields: dict[str, Any], name: str, longest: int | None) -> str | None:
+    """A field's text. Numbers count as text, as they come either way; nothing and the empty string are None."""
+    value = fields.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise EventError(Reason.INVALID_FIELD, f"{name} is not a string")
+    if longest is not None and len(value) > longest:
+        raise EventError(Reason.INVALID_FIELD, f"{name} has {len(value)} characters; {longest} is the most")
+    if "\0" in value or not _is_unicode(value):
+        raise EventError(Reason.UNSTORABLE_TEXT, f"{name} holds a NUL or half a surrogate pair")
+    return value
+
+
+def _text_or_none(fields: dict[str, Any], name: str) -> str | None:
+    """What may be an id in an event whose type is not known: there, nothing about it is wrong."""
+    try:
+        return _text(fields, name, LONGEST_NAME)
+    except EventError:
+        return None
+
+
+def _integer(fields: dict[str, Any], name: str) -> int | None:
+    value = fields.get(name)
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not -_INTEGERS <= value < _INTEGERS:
+        raise EventError(Reason.INVALID_FIELD, f"{name} is not a whole number of 64 bits")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

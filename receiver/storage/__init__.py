@@ -1,0 +1,1 @@
+"""What is kept: the journal (before the answer), the database (for people), and the way from one to the other."""

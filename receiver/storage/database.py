@@ -1,0 +1,224 @@
+"""The database for people: SQLite by default, PostgreSQL when shared. Every write and the schema's version are here."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, Table, and_, create_engine, delete, event, func, make_url, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from receiver.storage.schema import events, quarantine, streams
+
+Row = dict[str, Any]
+Key = tuple[datetime, bytes]  # (sent_at, digest): what makes a delivery the same one
+
+_MIGRATION_LOCK = 0x4D53_5341  # any number that only this program uses as an advisory lock
+
+
+class Stored(NamedTuple):
+    """The keys of the rows that were not there yet, by table."""
+
+    events: set[Key]
+    quarantine: set[Key]
+
+
+class SchemaError(Exception):
+    """The database's schema is not this program's. The message says what to run."""
+
+
+class Database:
+    """The database at `url`, an SQLAlchemy URL of SQLite or PostgreSQL."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = _engine(url)
+        self.is_sqlite = self._engine.dialect.name == "sqlite"
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def migrate(self) -> tuple[str | None, str]:
+        """Bring the schema to this program's revision; returns the revisions before and after."""
+        with self._engine.begin() as connection:
+            if not self.is_sqlite:  # where BEGIN IMMEDIATE is the lock
+                connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            before, head = _revisions(connection)
+            if before != head:
+                config = _alembic()
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        return before, head
+
+    def check_schema(self) -> None:
+        """Raise `SchemaError` unless the schema is this program's."""
+        with self._engine.connect() as connection:
+            current, head = _revisions(connection)
+        if current != head:
+            raise SchemaError(
+                f"the database's schema is {'missing' if current is None else f'at revision {current}'}, this receiver"
+                f" needs {head}: run `receiver migrate`; callbacks are kept in the journal until then"
+            )
+
+    def store(self, event_rows: Sequence[Row], quarantine_rows: Sequence[Row]) -> Stored:
+        """Keep all rows, in one transaction; returns the keys of those that were not there yet."""
+        with self._engine.begin() as connection:
+            return self._store(connection, event_rows, quarantine_rows)
+
+    def stream_states(self) -> list[tuple[str, int]]:
+        """How many jobs are in each stream state."""
+        with self._engine.connect() as connection:
+            found = connection.execute(select(streams.c.state, func.count()).group_by(streams.c.state))
+            return [(state, count) for state, count in found]
+
+    def job(self, job_id: str) -> list[Row]:
+        """The events of one job, in order."""
+        query = select(events).where(events.c.job_id == job_id).order_by(events.c.sent_at, events.c.received_at)
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def quarantined(self, *, limit: int, after: int = 0, reason: str | None = None) -> list[Row]:
+        """Rows of the quarantine, the oldest first, with an id above `after`."""
+        query = select(quarantine).where(quarantine.c.id > after).order_by(quarantine.c.id).limit(limit)
+        if reason is not None:
+            query = query.where(quarantine.c.reason == reason)
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def release(self, row_id: int, event_row: Row) -> bool:
+        """Move a row from the quarantine to the events; returns whether the event was not there yet."""
+        with self._engine.begin() as connection:
+            stored = self._store(connection, [event_row], [])
+            connection.execute(delete(quarantine).where(quarantine.c.id == row_id))
+        return bool(stored.events)
+
+    def _store(self, connection: Connection, event_rows: Sequence[Row], quarantine_rows: Sequence[Row]) -> Stored:
+        stored = Stored(set(), set())
+        # In one order for all receivers that share the database, so that none waits for another in a circle.
+        new_events = _distinct(event_rows)
+        for table, rows, keys in (
+            (events, new_events, stored.events),
+            (quarantine, _distinct(quarantine_rows), stored.quarantine),
+        ):
+            if rows:
+                insert = self._insert(table).on_conflict_do_nothing().returning(table.c.sent_at, table.c.digest)
+                keys.update((sent_at, digest) for sent_at, digest in connection.execute(insert, list(rows.values())))
+        # Not those that were there already: a repeat says what was so then, and may come after what is so now.
+        newest = _newest_states(row for key, row in new_events.items() if key in stored.events)
+        if newest:
+            connection.execute(self._upsert_streams(), newest)
+        return stored
+
+    def _insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    def _upsert_streams(self) -> sqlite.Insert | postgresql.Insert:
+        """Set a job's current state, unless the one that is there is newer."""
+        insert = self._insert(streams)
+        old, new = streams.c, insert.excluded
+        same_time_and_later = and_(new.since == old.since, new.received_at >= old.received_at)
+        return insert.on_conflict_do_update(
+            index_elements=["job_id"],
+            set_={
+                "room_id": func.coalesce(new.room_id, old.room_id),
+                "output_url": func.coalesce(new.output_url, old.output_url),
+                "state": new.state,
+                "since": new.since,
+                "received_at": new.received_at,
+            },
+            where=or_(new.since > old.since, same_time_and_later),
+        )
+
+
+def problem_of(error: Exception) -> str:
+    """What went wrong with a database, in one line, without statements, values and secrets."""
+    original = getattr(error, "orig", None) or error
+    lines = str(original).strip().splitlines()
+    return f"{type(original).__name__}: {lines[0] if lines else ''}"
+
+
+def _distinct(rows: Sequence[Row]) -> dict[Key, Row]:
+    """The rows by key, in the keys' order; of exact repeats the first."""
+    first = {(row["sent_at"], row["digest"]): row for row in reversed(rows)}
+    return dict(sorted(first.items(), key=lambda one: one[0]))
+
+
+def _newest_states(event_rows: Iterable[Row]) -> list[Row]:
+    newest: dict[str, Row] = {}
+    for row in sorted(event_rows, key=lambda row: (row["sent_at"], row["received_at"])):
+        if row["state"] is not None:
+            before = newest.get(row["job_id"], row)
+            newest[row["job_id"]] = {
+                "job_id": row["job_id"],
+                "room_id": row["room_id"] or before["room_id"],
+                "output_url": row["output_url"] or before["output_url"],
+                "state": row["state"],
+                "since": row["sent_at"],
+                "received_at": row["received_at"],
+            }
+    return [newest[job_id] for job_id in sorted(newest)]
+
+
+def _engine(url: str) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": 5})
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(
+        parsed,
+        hide_parameters=True,
+        pool_pre_ping=True,
+        pool_size=1,
+        connect_args={
+            "connect_timeout": 5,
+            "target_session_attrs": "read-write",
+            "options": "-c lock_timeout=5s -c statement_timeout=30s -c timezone=UTC",
+        },
+    )
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own transaction control begins none for SELECT and DDL: leave BEGIN to _begin_sqlite.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = wal")
+    connection.execute("PRAGMA synchronous = full")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _alembic() -> Config:
+    here = Path(__file__).parents[1]
+    # In the wheel the migrations lie inside the package, in a checkout beside it.
+    folder = next(path for path in (here / "migrations", here.parent / "migrations") if path.is_dir())
+    config = Config()
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    return config
+
+
+def _revisions(connection: Connection) -> tuple[str | None, str]:
+    """The database's revision and this program's; raises `SchemaError` where the database is ahead."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    scripts = ScriptDirectory.from_config(_alembic())
+    known = {script.revision for script in scripts.walk_revisions()}
+    head = scripts.get_current_head()
+    if head is None:
+        raise SchemaError("this installation has no migrations: install the receiver again")
+    if current is not None and current not in known:
+        raise SchemaError(
+            f"the database's schema is at revision {current}, which is newer than this receiver: upgrade the receiver,"
+            " or set `database_url` to another database"
+        )
+    return current, head

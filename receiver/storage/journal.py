@@ -1,0 +1,270 @@
+"""The durable inbox: one SQLite file that holds each delivery from before its 200 until the database has it.
+
+One connection, in one thread, in one process: the file stays locked while the receiver runs. Deliveries that arrive
+together share one transaction, and with it one fsync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from receiver.delivery import Delivery, NotDurableError
+from receiver.metrics import Metrics
+
+_T = TypeVar("_T")
+_PAGE_BYTES = 4096
+_LARGEST_COMMIT = 1000  # deliveries in one transaction
+_LARGEST_READ_BYTES = 8 * 2**20  # of bodies in one read
+_MOST_WAITING_BYTES = 64 * 2**20  # of bodies in memory, before the disk took them
+_SCHEMA = """CREATE TABLE IF NOT EXISTS inbox (
+    id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, received_at REAL NOT NULL, sent_at REAL NOT NULL,
+    time_text BLOB NOT NULL, body BLOB NOT NULL, quarantine_reason TEXT)"""
+_COLUMNS = "endpoint, received_at, sent_at, time_text, body, quarantine_reason"
+_INSERT = f"INSERT INTO inbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 (constants)
+_SELECT = f"SELECT id, {_COLUMNS} FROM inbox ORDER BY id LIMIT ?"  # noqa: S608 (constants)
+_OLDEST = "SELECT id, received_at FROM inbox ORDER BY id LIMIT 1"
+
+logger = logging.getLogger(__name__)
+
+
+class JournalError(Exception):
+    """The journal cannot be opened. The message names the file and the remedy."""
+
+
+class Journal:
+    """The inbox at `path`, of at most `max_bytes`. Sets `grown` when there is something new to read."""
+
+    def __init__(self, path: Path, max_bytes: int, metrics: Metrics, grown: threading.Event) -> None:
+        self._path = path
+        self._max_pages = max_bytes // _PAGE_BYTES
+        metrics.journal_max_bytes.set(max_bytes)
+        self._metrics = metrics
+        self._grown = grown
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._connection: sqlite3.Connection | None = None
+        self._waiting: list[tuple[Delivery, asyncio.Future[None]]] = []
+        self._waiting_bytes = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._problem: str | None = None
+        try:
+            self._thread.submit(self._open).result()
+        except (sqlite3.Error, OSError) as error:
+            self._thread.shutdown()
+            raise _cannot_open(path, error) from error
+
+    def append(self, delivery: Delivery) -> asyncio.Future[None]:
+        """Put a delivery on disk: done when it is there, fails with `NotDurableError` when it may not be."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        if self._waiting_bytes + len(delivery.body) > _MOST_WAITING_BYTES:
+            done.set_exception(NotDurableError("the disk does not keep up"))
+            return done
+        self._waiting.append((delivery, done))
+        self._waiting_bytes += len(delivery.body)
+        if self._idle.is_set():
+            self._idle.clear()
+            # After all that is ready in this turn of the loop: those requests share the commit.
+            loop.call_soon(self._start_commit, loop)
+        return done
+
+    def read(self, limit: int) -> list[tuple[int, Delivery]]:
+        """The oldest deliveries with their ids, at most `limit`, and fewer where they are large. Blocks."""
+        return self._run(lambda: self._read(limit))
+
+    def remove(self, last_id: int) -> None:
+        """Forget the deliveries up to and including `last_id`. Blocks."""
+        self._run(lambda: self._remove(last_id))
+
+    async def check(self) -> None:
+        """Write and take back a page: raises `NotDurableError` where a delivery would not be taken."""
+        await asyncio.wrap_future(self._thread.submit(self._check))
+
+    async def flush(self) -> None:
+        """Wait until nothing waits for the disk."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        """Close the file and end the thread."""
+        self._run(self._close)
+        self._thread.shutdown()
+
+    # From here on: on the event loop.
+
+    def _start_commit(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch, self._waiting = self._waiting[:_LARGEST_COMMIT], self._waiting[_LARGEST_COMMIT:]
+        self._waiting_bytes = sum(len(delivery.body) for delivery, _ in self._waiting)
+        committed = self._thread.submit(self._commit, [delivery for delivery, _ in batch])
+        committed.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish_commit, loop, batch, done))
+
+    def _finish_commit(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: list[tuple[Delivery, asyncio.Future[None]]],
+        committed: Future[None],
+    ) -> None:
+        error = committed.exception()
+        for _, done in batch:
+            if done.done():  # the client went away while its delivery was written
+                continue
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+        if self._waiting:
+            self._start_commit(loop)
+        else:
+            self._idle.set()
+
+    # From here on: in the journal's thread.
+
+    def _run(self, function: Callable[[], _T]) -> _T:
+        return self._thread.submit(function).result()
+
+    def _open(self) -> sqlite3.Connection:
+        existed = self._path.exists()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=0)
+        try:
+            # EXCLUSIVE: no second process, and the WAL's index in memory. FULL: a commit is an fsync.
+            for pragma, wanted in {
+                "page_size": _PAGE_BYTES,
+                "locking_mode": "exclusive",
+                "journal_mode": "wal",
+                "synchronous": 2,
+                "max_page_count": self._max_pages,
+                "journal_size_limit": 16 * 2**20,
+            }.items():
+                connection.execute(f"PRAGMA {pragma} = {wanted}")
+                (got,) = connection.execute(f"PRAGMA {pragma}").fetchone()
+                if got != wanted and pragma != "max_page_count":  # which is never less than the file has now
+                    raise sqlite3.OperationalError(f"PRAGMA {pragma} is {got}, not {wanted}")  # noqa: TRY301
+            connection.execute(_SCHEMA)
+            if not existed:
+                # SQLite syncs the WAL's directory entry, but not the file's own.
+                _sync_directory(self._path.parent)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        self._export(connection)
+        return connection
+
+    def _commit(self, deliveries: list[Delivery]) -> None:
+        started = time.perf_counter()
+        rows = [(d.endpoint, d.received_at, d.sent_at, d.time_text, d.body, d.quarantine_reason) for d in deliveries]
+        self._transaction(lambda connection: connection.executemany(_INSERT, rows))
+        self._metrics.journal_commit_duration_seconds.observe(time.perf_counter() - started)
+        self._metrics.journal_batch_events.observe(len(rows))
+        self._grown.set()
+
+    def _transaction(self, write: Callable[[sqlite3.Connection], object]) -> None:
+        def transaction(connection: sqlite3.Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            write(connection)
+            connection.execute("COMMIT")
+            self._export(connection)
+
+        self._attempt(transaction)
+        if self._problem is not None:
+            logger.warning("journal up again", extra={"journal": str(self._path)})
+            self._problem = None
+
+    def _attempt(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        try:
+            return work(self._connection or self._open())
+        except (sqlite3.Error, OSError) as error:
+            self._give_up(error)
+            problem = _explain(error)
+            if self._problem is None:
+                details = {"problem": problem, "journal": str(self._path)}
+                logger.error("journal down", extra=details)  # noqa: TRY400 (the problem in one line)
+            self._problem = problem
+            raise NotDurableError(problem) from error
+
+    def _give_up(self, error: Exception) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        if _is_full(error):
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        else:
+            # After an I/O error nothing that this connection holds in memory is to be trusted: open the file anew.
+            self._close()
+
+    def _check(self) -> None:
+        def write(connection: sqlite3.Connection) -> None:
+            insert = "INSERT INTO inbox VALUES (NULL, '', 0, 0, '', zeroblob(?), NULL)"
+            cursor = connection.execute(insert, (_PAGE_BYTES,))
+            connection.execute("DELETE FROM inbox WHERE id = ?", (cursor.lastrowid,))
+
+        self._transaction(write)
+
+    def _read(self, limit: int) -> list[tuple[int, Delivery]]:
+        def read(connection: sqlite3.Connection) -> list[tuple[int, Delivery]]:
+            found = []
+            size = 0
+            for row in connection.execute(_SELECT, (limit,)):
+                found.append((row[0], Delivery(*row[1:])))
+                size += len(row[5])
+                if size >= _LARGEST_READ_BYTES:
+                    break
+            return found
+
+        return self._attempt(read)
+
+    def _remove(self, last_id: int) -> None:
+        self._transaction(lambda connection: connection.execute("DELETE FROM inbox WHERE id <= ?", (last_id,)))
+
+    def _export(self, connection: sqlite3.Connection) -> None:
+        # Ids have no gaps: only the oldest are ever removed, and a rolled back insert gives its id back.
+        # Apart, because SQLite looks up a min or a max alone, and scans the table for both.
+        (last,) = connection.execute("SELECT max(id) FROM inbox").fetchone()
+        first, oldest = connection.execute(_OLDEST).fetchone() or (None, None)
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        free = connection.execute("PRAGMA freelist_count").fetchone()[0]
+        self._metrics.journal_events.set(0 if first is None else last - first + 1)
+        self._metrics.journal_bytes.set((pages - free) * _PAGE_BYTES)
+        self._metrics.journal_oldest_timestamp_seconds.set(float("nan") if oldest is None else oldest)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
+def _explain(error: Exception) -> str:
+    if _is_full(error):
+        return "the journal or its disk is full"
+    return f"the journal's disk fails: {error}"
+
+
+def _cannot_open(path: Path, error: Exception) -> JournalError:
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code == sqlite3.SQLITE_BUSY:
+        return JournalError(f"{path} is in use by another receiver: stop that one, or set `journal` to another file")
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return JournalError(f"{path} is not a journal, or is damaged ({error}): move it away and keep it, then start")
+    return JournalError(f"{path} cannot be opened ({error}): set `journal` to a file on a local disk that is writable")
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,213 @@
+"""The way from the journal to the database: parse, insert, commit, and only then forget.
+
+Runs in a thread of its own. Whatever fails, the journal keeps what the database has not confirmed.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+    StatementError,
+)
+
+from receiver.delivery import Delivery, NotDurableError
+from receiver.metrics import EVENT_TYPES, OTHER, STATES, Metrics, known
+from receiver.protocol.events import Event, EventError, parse
+from receiver.storage.database import Database, Row, SchemaError, Stored, problem_of
+from receiver.storage.journal import Journal
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 500
+_SHORTEST_PAUSE = 0.1  # seconds
+_LONGEST_PAUSE = 10.0
+_COUNT_STREAMS_EVERY = 5.0
+
+
+class Projector:
+    """Moves deliveries from `journal` to `database` until it is stopped. `grown` is set when there is something new."""
+
+    def __init__(self, journal: Journal, database: Database, metrics: Metrics, grown: threading.Event) -> None:
+        self._journal = journal
+        self._database = database
+        self._metrics = metrics
+        self._grown = grown
+        self._stopping = threading.Event()
+        self._stop_at = 0.0
+        self._problem: str | None = None
+        self._schema_is_right = False
+        self._streams_counted_at = float("-inf")
+        self._latest: dict[str, float] = {}
+        self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
+
+    def start(self) -> None:
+        """Begin, in a thread of its own."""
+        self._thread.start()
+
+    def stop(self, grace: float) -> None:
+        """Drain the journal for at most `grace` seconds, then end. What is left is projected after the next start."""
+        self._stop_at = time.monotonic() + grace
+        self._stopping.set()
+        self._grown.set()
+        self._thread.join(grace + 1)
+
+    def _run(self) -> None:
+        pause = _SHORTEST_PAUSE
+        while not self._is_over():
+            try:
+                drained = self.step()
+            except Exception as error:  # noqa: BLE001 (whatever it is, the journal keeps the deliveries: try again)
+                self._report(error)
+                # Jitter, so that several receivers do not come back to a database at once.
+                self._stopping.wait(pause * random.uniform(0.5, 1))  # noqa: S311 (no secret)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                if self._stopping.is_set():
+                    return
+                continue
+            pause = _SHORTEST_PAUSE
+            if drained:
+                if self._stopping.is_set():
+                    return
+                self._grown.wait(_COUNT_STREAMS_EVERY)
+                self._grown.clear()
+
+    def step(self) -> bool:
+        """Move one batch; returns whether the journal is empty now."""
+        if not self._schema_is_right:
+            self._database.check_schema()
+            self._schema_is_right = True
+        batch = self._journal.read(_BATCH)
+        if batch:
+            self._project([delivery for _, delivery in batch])
+            self._journal.remove(batch[-1][0])
+        self._count_streams()
+        self._metrics.database_up.set(1)
+        if self._problem is not None:
+            logger.warning("database up again")
+            self._problem = None
+        return not batch
+
+    def _is_over(self) -> bool:
+        return self._stopping.is_set() and time.monotonic() > self._stop_at
+
+    def _project(self, deliveries: Sequence[Delivery]) -> None:
+        rows = [to_row(delivery) for delivery in deliveries]
+        try:
+            self._store(rows)
+        except (SQLAlchemyError, ValueError, OverflowError) as error:
+            if not is_refusal(error):
+                raise
+            # A row is refused for its content: store each alone, so that it stands in the way of none.
+            for delivery, row in zip(deliveries, rows, strict=True):
+                self._store_or_quarantine(delivery, row)
+
+    def _store(self, rows: Sequence[Row]) -> None:
+        stored = self._database.store([row for row in rows if "reason" not in row], [r for r in rows if "reason" in r])
+        self._count(rows, stored)
+
+    def _store_or_quarantine(self, delivery: Delivery, row: Row) -> None:
+        try:
+            self._store([row])
+        except (SQLAlchemyError, ValueError, OverflowError) as error:
+            if not is_refusal(error):
+                raise
+            self._metrics.projector_errors_total.labels("refused").inc()
+            logger.warning("event refused by the database", extra={"problem": problem_of(error)})
+            self._store([quarantine_row(delivery, "refused")])
+
+    def _count(self, rows: Sequence[Row], stored: Stored) -> None:
+        for row in rows:
+            outcome, keys = ("quarantined", stored.quarantine) if "reason" in row else ("stored", stored.events)
+            key = (row["sent_at"], row["digest"])
+            if key not in keys:
+                outcome = "duplicate"
+            keys.discard(key)  # of exact repeats in one batch the first is stored, the others are duplicates
+            event_type = known(row.get("event_type"), EVENT_TYPES)
+            self._metrics.events_total.labels(row["endpoint"], event_type, outcome).inc()
+            if outcome == "stored":
+                self._count_event(event_type, row)
+
+    def _count_event(self, event_type: str, row: Row) -> None:
+        latest = max(self._latest.get(event_type, 0), row["sent_at"].timestamp())
+        self._latest[event_type] = latest
+        self._metrics.last_event_timestamp_seconds.labels(event_type).set(latest)
+        if row["state"] is not None:
+            self._metrics.stream_transitions_total.labels(known(row["state"], STATES)).inc()
+
+    def _count_streams(self) -> None:
+        if time.monotonic() - self._streams_counted_at < _COUNT_STREAMS_EVERY:
+            return
+        counts = dict.fromkeys(STATES, 0)
+        for state, count in self._database.stream_states():
+            counts[known(state, STATES)] += count
+        for state, count in counts.items():
+            self._metrics.streams.labels(state).set(count)
+        self._streams_counted_at = time.monotonic()
+
+    def _report(self, error: Exception) -> None:
+        reason = reason_of(error)
+        self._metrics.projector_errors_total.labels(reason).inc()
+        if reason != "journal":
+            self._metrics.database_up.set(0)
+        self._schema_is_right = False
+        if reason != self._problem:
+            logger.error("database down", extra={"reason": reason, "problem": problem_of(error)})
+            self._problem = reason
+
+
+def to_row(delivery: Delivery) -> Row:
+    """The delivery as a row of ``events``, or (with a ``reason``) of ``quarantine``."""
+    if delivery.quarantine_reason is not None:
+        return quarantine_row(delivery, delivery.quarantine_reason)
+    try:
+        event = parse(delivery.body)
+    except EventError as error:
+        return quarantine_row(delivery, error.reason)
+    return _delivered(delivery) | event_columns(event, delivery.body)
+
+
+def event_columns(event: Event, body: bytes) -> Row:
+    """The columns of ``events`` that come from the body alone."""
+    return {**{name: getattr(event, name) for name in Event.__slots__}, "body": body.decode()}
+
+
+def quarantine_row(delivery: Delivery, reason: str) -> Row:
+    """The delivery as a row of ``quarantine``, with its exact bytes."""
+    return _delivered(delivery) | {"reason": str(reason), "body": delivery.body}
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the database (or its driver) refused a row for its content, so that trying again is of no use."""
+    if isinstance(error, DBAPIError):
+        return isinstance(error, (DataError, IntegrityError))
+    return isinstance(error, (StatementError, ValueError, OverflowError))
+
+
+def reason_of(error: Exception) -> str:
+    """The label under which a failed attempt is counted, one of `PROJECTOR_ERRORS`."""
+    if isinstance(error, SchemaError):
+        return "schema"
+    if isinstance(error, NotDurableError):
+        return "journal"
+    return "connection" if isinstance(error, (OperationalError, InterfaceError)) else OTHER
+
+
+def _delivered(delivery: Delivery) -> Row:
+    return {
+        "endpoint": delivery.endpoint,
+        "sent_at": datetime.fromtimestamp(delivery.sent_at, UTC),
+        "received_at": datetime.fromtimestamp(delivery.received_at, UTC),
+        "digest": delivery.digest,
+    }

@@ -1,0 +1,98 @@
+"""The database's tables, as programs see them. What creates them is `migrations/`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    Identity,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """A point in time: TIMESTAMP WITH TIME ZONE on PostgreSQL; on SQLite text in UTC, as its date functions read it."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Take an aware datetime."""
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401, ARG002
+        """Give an aware datetime in UTC."""
+        if value is None:
+            return None
+        aware: datetime = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return aware
+
+
+def _id() -> Column[int]:
+    return Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(always=True), primary_key=True)
+
+
+def _time(name: str) -> Column[datetime]:
+    return Column(name, UTCDateTime, nullable=False)
+
+
+events = Table(
+    "events",
+    metadata,
+    _id(),
+    Column("endpoint", Text, nullable=False),
+    Column("event_type", Text, nullable=False),
+    Column("room_id", Text),
+    Column("job_id", Text),
+    _time("sent_at"),
+    _time("received_at"),
+    Column("digest", LargeBinary, nullable=False),
+    Column("scene_script_name", Text),
+    Column("shoot_script_sequence_no", BigInteger),
+    Column("shoot_script_title", Text),
+    Column("output_url", Text),
+    Column("stream_key", Text),
+    Column("state", Text),
+    Column("reply_id", Text),
+    Column("body", Text, nullable=False),
+    UniqueConstraint("sent_at", "digest"),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    _id(),
+    _time("received_at"),
+    Column("endpoint", Text, nullable=False),
+    _time("sent_at"),
+    Column("reason", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    UniqueConstraint("sent_at", "digest"),
+)
+
+streams = Table(
+    "streams",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("room_id", Text),
+    Column("output_url", Text),
+    Column("state", Text, nullable=False),
+    _time("since"),
+    _time("received_at"),
+)

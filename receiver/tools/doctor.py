@@ -1,0 +1,233 @@
+"""The doctor: why a captured callback is rejected, and which setting would have accepted it.
+
+It tries what goes wrong in practice (scheme, host, port, path, query, form, key, place of the signature, clock), and
+names the candidate with the fewest differences. It needs no running receiver.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from receiver.protocol.events import EventError, parse
+from receiver.protocol.signature import (
+    AUTO,
+    SECRET_HEADER,
+    SECRET_PARAMETER,
+    TIME_PARAMETER,
+    AmbiguousSignatureError,
+    AuthType,
+    MalformedSignatureError,
+    MissingSignatureError,
+    SignatureError,
+    StaleSignatureError,
+    URLMismatchError,
+    Verified,
+    Verifier,
+)
+from receiver.settings import EndpointSettings
+
+_FOR_EVER = float("inf")
+_ADVICE: dict[type[SignatureError], str] = {
+    MissingSignatureError: "there is no hwSecret and hwTime in it: capture the whole URL, or give the headers too",
+    MalformedSignatureError: "hwSecret must be 64 hex digits and hwTime 1 to 16, each under exactly that name:"
+    " something between MetaStudio and here changes the URL, or it was not captured whole",
+    AmbiguousSignatureError: "hwSecret or hwTime is there more than once: something between adds it, or the registered"
+    " URL holds it already",
+}
+
+
+class Diagnosis(NamedTuple):
+    """Whether the callback would be accepted now, and what to tell people, line by line."""
+
+    accepted: bool
+    lines: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A callback as it was seen: `url` absolute or from the path on, `headers` with names of any case."""
+
+    url: str
+    headers: Sequence[tuple[str, str]] = ()
+
+    @property
+    def query(self) -> bytes:
+        """The raw query."""
+        return urlsplit(self.url).query.encode()
+
+    @property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers as the verifier takes them."""
+        return [(name.strip().lower().encode(), value.strip().encode()) for name, value in self.headers]
+
+    @property
+    def host(self) -> str:
+        """The Host header, or nothing."""
+        return dict(self.raw_headers).get(b"host", b"").decode()
+
+    @property
+    def own_query(self) -> str:
+        """The query without the signature."""
+        return "&".join(pair for pair in urlsplit(self.url).query.split("&") if not _is_signature(pair))
+
+    def signed_query(self, url: str) -> bytes:
+        """The query of `url`, with the captured signature."""
+        pairs = [pair for pair in urlsplit(self.url).query.split("&") if _is_signature(pair)]
+        own = urlsplit(url).query
+        return "&".join([own, *pairs] if own else pairs).encode()
+
+    def is_signed(self, auth_type: AuthType) -> bool:
+        """Whether there is a signature where `auth_type` has it."""
+        if auth_type is AuthType.MSS_A:
+            return b"hwSecret=" in self.query
+        return SECRET_HEADER.encode() in dict(self.raw_headers)
+
+
+def _is_signature(pair: str) -> bool:
+    return pair.partition("=")[0] in (SECRET_PARAMETER, TIME_PARAMETER)
+
+
+def examine(
+    endpoints: Sequence[EndpointSettings],
+    make_verifier: Callable[[EndpointSettings], Verifier],
+    captured: Captured,
+    now: float,
+) -> Diagnosis:
+    """Say what the endpoint that the captured URL names would do with it now (POSIX seconds), and why."""
+    if not captured.url:  # the headers alone: as if they had come to the URL that has its signature there
+        in_headers = (one for one in endpoints if one.auth_type is AuthType.MSS_A_HEAD)
+        captured = replace(captured, url=next(in_headers, endpoints[0]).live_event_type_callback_url)
+    try:
+        path = _path(captured.url)
+        query, headers = captured.query, captured.raw_headers
+    except ValueError:
+        return Diagnosis(False, ["that is no URL, or no text: give what was requested, in quotes"])
+    same_path = [one for one in endpoints if _path(one.live_event_type_callback_url) == path]
+    endpoint = (same_path or list(endpoints))[0]
+    lines = [f"endpoint {endpoint.name}: {endpoint.public_url}, {endpoint.auth_type}, form {endpoint.signature_form}"]
+    if not same_path:
+        lines.append(f"the path {path} is no endpoint's: such a request is answered 404")
+    try:
+        verified = make_verifier(endpoint).verify(query, headers, now)
+    except StaleSignatureError as error:
+        return Diagnosis(False, [*lines, _matched(error.verified), _clock(error.verified, now, endpoint)])
+    except SignatureError as error:
+        return Diagnosis(False, [*lines, *_explain(error, endpoint, endpoints, captured)])
+    if endpoint.auth_type is not AuthType.NONE:
+        age = now - verified.sent_at
+        lines += [_matched(verified), f"and fresh: signed {abs(age):.0f} s {'ago' if age >= 0 else 'ahead'}"]
+    elif same_path:
+        lines.append("auth_type NONE: the URL is the authentication, and it is right")
+    return Diagnosis(bool(same_path), lines)
+
+
+def describe_body(body: bytes) -> list[str]:
+    """What the body says, or why it would go to the quarantine. A stream's key is not shown."""
+    try:
+        event = parse(body)
+    except EventError as error:
+        return [f"the body would be kept in quarantine: {error}"]
+    shown = ((one.name, getattr(event, one.name)) for one in fields(event))
+    return ["the body is understood:"] + [
+        # Printable, whatever a body holds: it goes to a terminal.
+        f"  {name} = {'****' if name == 'stream_key' else printable(value)}"
+        for name, value in shown
+        if value is not None
+    ]
+
+
+def _explain(
+    error: SignatureError, endpoint: EndpointSettings, endpoints: Sequence[EndpointSettings], captured: Captured
+) -> Iterator[str]:
+    yield f"rejected: {error.reason}"
+    if isinstance(error, MissingSignatureError):
+        for other, place in ((AuthType.MSS_A, "the query"), (AuthType.MSS_A_HEAD, "the headers")):
+            if other is not endpoint.auth_type and captured.is_signed(other):
+                yield f"the signature is in {place}: register {endpoint.auth_type}, or set auth_type = {other}"
+                return
+    if type(error) in _ADVICE:
+        yield _ADVICE[type(error)]
+        return
+    if isinstance(error, URLMismatchError):
+        yield "the URL's own parameters are not those of live_event_type_callback_url: register it as it is set"
+        if endpoint.auth_type is AuthType.NONE:
+            return
+    yield from _closest(endpoint, endpoints, captured)
+
+
+def _closest(endpoint: EndpointSettings, endpoints: Sequence[EndpointSettings], captured: Captured) -> Iterator[str]:
+    for url, key_name, key in _candidates(endpoint, endpoints, captured):
+        verifier = Verifier(url, endpoint.auth_type, (key,), tolerance=_FOR_EVER)
+        try:
+            verified = verifier.verify(captured.signed_query(url), captured.raw_headers, 0)
+        except SignatureError:
+            continue
+        yield f"the signature is right for {url} with {key_name}, form {verified.form}"
+        configured = endpoint.live_event_type_callback_url
+        if url.startswith("http:"):
+            yield f"that is not https: register {configured}"
+        elif url != configured:
+            yield f"register {configured}, or set live_event_type_callback_url = {url}"
+        if endpoint.signature_form not in (AUTO, verified.form):
+            yield f"the form is pinned to {endpoint.signature_form}: set signature_form = {verified.form}, or {AUTO}"
+        if key not in endpoint.keys:
+            yield "that is not this endpoint's key: set it as `key`, or as `previous_key` while the key is changed"
+        return
+    yield (
+        "no URL like the configured or the captured one, with any configured key, gives this signature: most likely"
+        " another key is registered; compare with `receiver config --registration`"
+    )
+
+
+def _candidates(
+    endpoint: EndpointSettings, endpoints: Sequence[EndpointSettings], captured: Captured
+) -> Iterator[tuple[str, str, str]]:
+    """URLs and keys that may have been registered, with the key's name: the fewest differences first."""
+    configured = urlsplit(endpoint.live_event_type_callback_url)
+    seen = urlsplit(captured.url)
+    host = configured.hostname or ""
+    hosts = [configured.netloc, seen.netloc, captured.host, host, f"{host}:443", f"{host}:8443"]
+    path = configured.path
+    paths = [path, seen.path, path.rstrip("/"), path + "/", quote(path), unquote(path)]
+    queries = [configured.query, captured.own_query, ""]
+    keys = [("the current key", endpoint.key), ("the previous key", endpoint.previous_key)]
+    keys += [(f"the key of endpoint {one.name}", key) for one in endpoints if one is not endpoint for key in one.keys]
+    choices: list[list[Any]] = [
+        ["https", "http"],
+        list(dict.fromkeys(filter(None, hosts))),
+        list(dict.fromkeys(paths)),
+        list(dict.fromkeys(queries)),
+        [(name, key) for name, key in keys if key],
+    ]
+
+    def differences(combination: tuple[Any, ...]) -> int:
+        return sum(value != choice[0] for value, choice in zip(combination, choices, strict=True))
+
+    for *parts, (key_name, key) in sorted(itertools.product(*choices), key=differences):
+        yield urlunsplit((*parts, "")), key_name, key
+
+
+def _path(url: str) -> str:
+    return unquote(urlsplit(url).path) or "/"
+
+
+def _matched(verified: Verified) -> str:
+    return f"the signature is right: form {verified.form}, {verified.key} key"
+
+
+def _clock(verified: Verified, now: float, endpoint: EndpointSettings) -> str:
+    distance = now - verified.sent_at
+    return (
+        f"but it was signed {abs(distance):.0f} s {'before' if distance > 0 else 'after'} now, and timestamp_tolerance"
+        f" is {endpoint.timestamp_tolerance} s. For a callback captured earlier that is as it should be (give its time"
+        " with --at); otherwise this machine's clock is wrong: check NTP"
+    )
+
+
+def printable(value: object) -> str:
+    """The value for a terminal, without what would control it."""
+    return "".join(character if character.isprintable() else "�" for character in str(value))

@@ -1,0 +1,202 @@
+"""The sender's side: post one signed event, or a whole simulated livestream, as MetaStudio does."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import random
+import secrets
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from receiver.protocol.events import EventType, StreamState
+from receiver.protocol.signature import AUTO, LIKELIEST_FORM, sign
+from receiver.settings import EndpointSettings
+
+_ATTEMPTS = 2
+
+
+class SendError(Exception):
+    """Nothing could be sent. The message says where to, and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the receiver answered, and how long it took in seconds."""
+
+    status: int
+    body: str
+    seconds: float
+
+
+class Sender:
+    """Posts signed bodies for `endpoint` over one kept-alive connection.
+
+    `to` is the base URL to connect to where that is not the registered URL's own host; `trust` is a PEM file with the
+    certificate to trust beside the system's.
+    """
+
+    def __init__(self, endpoint: EndpointSettings, *, to: str | None = None, trust: Path | None = None) -> None:
+        self._endpoint = endpoint
+        target = urlsplit(to or endpoint.live_event_type_callback_url)
+        self._base = f"{target.scheme}://{target.netloc}"
+        if target.scheme == "https":
+            context = ssl.create_default_context()
+            if trust is not None and trust.exists():
+                context.load_verify_locations(trust)
+            self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                target.hostname or "", target.port, timeout=30, context=context
+            )
+        elif target.scheme == "http" and target.hostname:
+            self._connection = http.client.HTTPConnection(target.hostname, target.port, timeout=30)
+        else:
+            raise SendError(f"{to}: is not the address of a receiver: give one such as https://localhost:8443")
+
+    def post(self, body: bytes, sent_at: float) -> Answer:
+        """Sign for `sent_at` (POSIX seconds) and post."""
+        form = self._endpoint.signature_form
+        signed = sign(
+            self._endpoint.live_event_type_callback_url,
+            self._endpoint.key,
+            sent_at,
+            auth_type=self._endpoint.auth_type,
+            form=LIKELIEST_FORM if form == AUTO else form,
+        )
+        started = time.perf_counter()
+        try:
+            status, text = self._exchange(_request_target(signed.url), body, signed.headers)
+        except ssl.SSLCertVerificationError as error:
+            problem = f"its certificate is not trusted ({error.verify_message}): name the one to trust with --trust"
+            raise SendError(f"{self._base}: {problem}") from error
+        except (OSError, http.client.HTTPException) as error:
+            problem = str(error) or type(error).__name__
+            raise SendError(f"{self._base}: {problem}: is the receiver running there?") from error
+        return Answer(status, text, time.perf_counter() - started)
+
+    def _exchange(self, target: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._connection.request("POST", target, body, {"Content-Type": "application/json", **headers})
+                response = self._connection.getresponse()
+                return response.status, response.read().decode(errors="replace")
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                # A kept-alive connection that the server had closed meanwhile; the receiver stores a repeat once.
+                closed = isinstance(error, (ConnectionResetError, BrokenPipeError))  # RemoteDisconnected is one too
+                if not closed or attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError  # the loop returns or raises
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def body_of(event_type: str, message: dict[str, Any]) -> bytes:
+    """A callback's body: JSON whose message is JSON again, in UTF-8."""
+    inner = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps({"event_type": event_type, "message": inner}, ensure_ascii=False).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Livestream:
+    """A simulated job: its ids, and its events as (seconds after its start, body)."""
+
+    room_id: str
+    job_id: str
+    events: list[tuple[float, bytes]]
+
+
+def livestream(duration: float = 240) -> Livestream:
+    """A whole livestream of `duration` seconds: its script twice, a connection lost and found, replies, the end."""
+    room_id, job_id = secrets.token_hex(16), secrets.token_hex(16)
+    ids = {"room_id": room_id, "job_id": job_id}
+    found: list[tuple[float, bytes]] = []
+
+    def add(at: float, event_type: EventType, **fields: Any) -> None:  # noqa: ANN401 (a message's fields)
+        found.append((at * duration, body_of(event_type, ids | fields)))
+
+    states = (
+        (0, StreamState.CONNECTING),
+        (0.01, StreamState.CONNECTED),
+        (0.40, StreamState.DISCONNECTED),
+        (0.41, StreamState.RECONNECTING),
+        (0.47, StreamState.CONNECTED),
+        (1, StreamState.END),
+    )
+    for at, state in states:
+        url = "rtmp://push.example.com/live/spring"
+        add(at, EventType.RTMP_STREAM_STATE_CHANGE, output_url=url, stream_key=secrets.token_hex(8), state=state)
+    products = ("春季新茶", "手工紫砂壶", "Travel mug 旅行杯")
+    paragraphs = ("开场介绍", "产品特点", "限时优惠")
+    script = [(product, number, title) for product in products for number, title in enumerate(paragraphs, 1)]
+    for index, (product, number, title) in enumerate(script * 2):
+        add(
+            0.02 + 0.95 * index / (2 * len(script)),
+            EventType.SHOOT_SCRIPT_SWITCH,
+            scene_script_name=product,
+            shoot_script_sequence_no=str(number),
+            shoot_script_title=title,
+        )
+    for at in (0.15, 0.33, 0.62, 0.71, 0.9):
+        add(at, EventType.REPLY_COMMAND_FINISH, reply_id=secrets.token_hex(16))
+    return Livestream(room_id, job_id, sorted(found))
+
+
+def load_bodies() -> Iterator[bytes]:
+    """Distinct events without end, of the three types, over a hundred jobs."""
+    jobs = [{"room_id": secrets.token_hex(16), "job_id": secrets.token_hex(16)} for _ in range(100)]
+    for number in itertools.count():
+        ids = random.choice(jobs)  # noqa: S311 (no secret)
+        kinds: tuple[tuple[EventType, dict[str, Any]], ...] = (
+            (EventType.SHOOT_SCRIPT_SWITCH, {"scene_script_name": "商品1", "shoot_script_sequence_no": str(number)}),
+            (EventType.RTMP_STREAM_STATE_CHANGE, {"state": StreamState.CONNECTED, "output_url": f"rtmp://x/{number}"}),
+            (EventType.REPLY_COMMAND_FINISH, {"reply_id": secrets.token_hex(16)}),
+        )
+        event_type, fields = kinds[number % 3]
+        yield body_of(event_type, ids | fields)
+
+
+def send_load(
+    new_sender: Callable[[], Sender], *, events: int, rate: float, connections: int, on_answer: Callable[[Answer], None]
+) -> None:
+    """Send `events` distinct events at `rate` a second (0: as fast as it goes) over `connections`; then stop."""
+    bodies = load_bodies()
+    lock = threading.Lock()
+    left = iter(range(events))
+    started = time.perf_counter()
+
+    def work() -> None:
+        sender = new_sender()
+        try:
+            while True:
+                with lock:
+                    number = next(left, None)
+                    if number is None:
+                        return
+                    body = next(bodies)
+                if rate:
+                    time.sleep(max(0, started + number / rate - time.perf_counter()))
+                answer = sender.post(body, time.time())
+                with lock:
+                    on_answer(answer)
+        finally:
+            sender.close()
+
+    with ThreadPoolExecutor(connections) as pool:
+        for worker in [pool.submit(work) for _ in range(connections)]:
+            worker.result()
+
+
+def _request_target(url: str) -> str:
+    """The URL's path and query as they stand on the wire: in ASCII, though signed as registered."""
+    parts = urlsplit(url)
+    return quote(urlunsplit(("", "", parts.path or "/", parts.query, "")), safe="/%:@!$&'()*+,;=~?")

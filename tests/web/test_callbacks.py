@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from urllib.parse import urlsplit
+
+from starlette.types import Message, Scope
+
+from receiver.delivery import Delivery, NotDurableError
+from receiver.metrics import Metrics
+from receiver.protocol.signature import AuthType, Verifier, sign
+from receiver.web.callbacks import Allowance, Callbacks, Endpoint
+from tests.support import KEY, SAMPLES
+
+URL = "https://localhost/callbacks"
+BODY = SAMPLES["REPLY_COMMAND_FINISH"]
+
+
+def test_allowance_is_used_up_and_comes_back() -> None:
+    """An allowance gives its capacity at once, then only what has come back since, never more than its capacity."""
+    now = 0.0
+    allowance = Allowance(100, 2, lambda: now)
+    assert [allowance.take(60), allowance.take(60), allowance.take(40), allowance.take(1)] == [True, False, True, False]
+    now = 5.0
+    assert [allowance.take(11), allowance.take(10)] == [False, True]
+    now = 1e9
+    assert [allowance.take(101), allowance.take(100)] == [False, True]
+
+
+class Inbox:
+    """A journal that keeps in memory, fails, or never comes to an end."""
+
+    def __init__(self, outcome: str = "kept") -> None:
+        self.outcome = outcome
+        self.kept: list[Delivery] = []
+
+    async def append(self, delivery: Delivery) -> None:
+        if self.outcome == "fails":
+            raise NotDurableError("the disk is full")
+        if self.outcome == "hangs":
+            await asyncio.Event().wait()
+        self.kept.append(delivery)
+
+
+class Request:
+    """One signed POST straight to the application; `status` is what it was answered."""
+
+    def __init__(self, inbox: Inbox, *, at: float | None = None) -> None:
+        endpoint = Endpoint("default", URL, Verifier(URL, AuthType.MSS_A, [KEY]))
+        self.metrics = Metrics()
+        self.app = Callbacks([endpoint], inbox.append, self.metrics, max_body_bytes=2**20)
+        self.query = urlsplit(sign(URL, KEY, time.time() if at is None else at).url).query.encode()
+        self.sent: list[Message] = []
+
+    async def run(self) -> int:
+        scope: Scope = {
+            "type": "http",
+            "method": "POST",
+            "raw_path": b"/callbacks",
+            "query_string": self.query,
+            "headers": [],
+            "client": None,
+        }
+        await self.app(scope, self._receive, self._send)
+        status: int = self.sent[0]["status"]
+        return status
+
+    async def _receive(self) -> Message:
+        return {"type": "http.request", "body": BODY}
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+
+
+def test_accepted_is_what_was_appended() -> None:
+    """200 comes after the delivery was taken, with its exact bytes."""
+    inbox = Inbox()
+    assert asyncio.run(Request(inbox).run()) == 200
+    assert [delivery.body for delivery in inbox.kept] == [BODY]
+
+
+def test_what_is_not_taken_is_not_accepted() -> None:
+    """When the journal fails the answer is 503, and says when to come again."""
+    request = Request(Inbox("fails"))
+    assert asyncio.run(request.run()) == 503
+    assert (b"retry-after", b"5") in request.sent[0]["headers"]
+
+
+def test_cancelled_request_is_refused() -> None:
+    """A request that the ending server cancels is answered 503, where uvicorn would answer 500."""
+
+    async def cancel() -> int:
+        task = asyncio.create_task(Request(Inbox("hangs")).run())
+        await asyncio.sleep(0)
+        task.cancel()
+        return await task
+
+    assert asyncio.run(cancel()) == 503
+
+
+def test_stale_deliveries_are_kept_within_bounds() -> None:
+    """Of stale deliveries as many are kept as the allowance has room for; each is answered 401."""
+    inbox = Inbox()
+    request = Request(inbox, at=time.time() - 1000)
+    rounds = 16 * 2**20 // (len(BODY) + 1024) + 100
+
+    async def flood() -> set[int]:
+        return {await request.run() for _ in range(rounds)}
+
+    assert asyncio.run(flood()) == {401}
+    assert {delivery.quarantine_reason for delivery in inbox.kept} == {"stale"}
+    assert rounds - 100 <= len(inbox.kept) < rounds
+
+
+def test_stale_delivery_that_cannot_be_kept_is_unauthorized_all_the_same() -> None:
+    """Whether a stale delivery could be kept is not told to who sent it."""
+    assert asyncio.run(Request(Inbox("fails"), at=time.time() - 1000).run()) == 401
