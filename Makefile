@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test lint clean
+.PHONY: run demo test lint faults mutants clean
 
 run: .venv/installed
 	@test -e receiver.toml || $(BIN)/receiver init
@@ -22,6 +22,14 @@ lint: .venv/developed
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The long version of tests/faults: about an hour, as root where it mounts file systems.
+faults: .venv/developed
+	FAULT_KILLS=1000 FAULT_POWER_CUTS=200 FAULT_BACKLOG=1000000 $(BIN)/pytest tests/faults
+
+# Break each guarantee once, and see a test fail.
+mutants: .venv/developed
+	$(BIN)/python -m tests.faults.mutants
 
 clean:
 	rm -rf .venv

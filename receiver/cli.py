@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -49,6 +52,13 @@ class _Group(click.Group):
 def _remember(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
     if value is not None:
         ctx.meta["config"] = value
+
+
+def _read_age(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, timedelta]:
+    match = re.fullmatch(r"([0-9]{1,5})([dh])", value)
+    if match is None:
+        raise click.BadParameter("is not a number of days or hours, such as 90d or 12h")
+    return value, timedelta(**{{"d": "days", "h": "hours"}[match[2]]: int(match[1])})
 
 
 _config_option = click.option(
@@ -226,6 +236,29 @@ def doctor(url: str, headers: tuple[str, ...], body: Any, at: float | None) -> N
         lines += diagnosis.describe_body(body.read())
     click.echo("\n".join(lines))
     sys.exit(0 if accepted else 1)
+
+
+@main.command()
+@_config_option
+@click.option("--older-than", "age", required=True, callback=_read_age, help="Such as 90d or 12h.")
+@click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
+def prune(age: tuple[str, timedelta], *, dry_run: bool) -> None:
+    """Delete old events, quarantined deliveries and ended streams, in batches.
+
+    Safe beside a running receiver.
+    """
+    database = _database()
+    before = datetime.now(UTC) - age[1]
+    doomed = database.count_older(before)
+    deleted = Counter(doomed if dry_run else {})
+    if not dry_run:
+        with Progress(transient=True) as progress:
+            bar = progress.add_task("Deleting", total=sum(doomed.values()))
+            for table, count in database.prune(before):
+                deleted[table] += count
+                progress.advance(bar, count)
+    counts = f"{deleted['events']} events, {deleted['quarantine']} quarantined, {deleted['streams']} streams"
+    click.echo(f"{'Would delete' if dry_run else 'Deleted'} {counts} older than {age[0]}.")
 
 
 @main.group()

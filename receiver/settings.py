@@ -111,6 +111,12 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Settings:
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         missing, there = ("tls_key", "tls_certificate")[:: 1 if settings.tls_certificate else -1]
         raise SettingsError(f"{missing}: is not set, but {there} is: set both, or none behind a proxy that ends TLS")
+    database = make_url(settings.database_url)
+    if (
+        database.get_backend_name() == "sqlite"
+        and Path(database.database or "").resolve() == settings.journal.resolve()
+    ):
+        raise SettingsError("journal: is the file of database_url: set it to another, which nothing else uses")
     return settings
 
 

@@ -75,7 +75,7 @@ EVERY_SETTING: dict[str, tuple[Any, Any, str, Any]] = {
     "operations_listen": (":9000", ("0.0.0.0", 9000), "metrics.internal:0", ("metrics.internal", 0)),
     "journal": ("a.db", Path("a.db"), "/var/b.db", Path("/var/b.db")),
     "journal_max_bytes": (2**20, ..., "10000000000", 10**10),
-    "database_url": ("sqlite:///a.db", ..., "postgresql+psycopg://u:p@h:5432/d?sslmode=require", ...),
+    "database_url": ("sqlite:///database.db", ..., "postgresql+psycopg://u:p@h:5432/d?sslmode=require", ...),
     "max_body_bytes": (1, ..., "4096", 4096),
 }
 IN_FILE = {name: row[0] for name, row in EVERY_SETTING.items()}
@@ -574,3 +574,11 @@ def test_representations_hold_no_key_and_no_password() -> None:
 def test_the_public_url_hides_what_may_be_a_secret(url: str, auth_type: AuthType, public: str) -> None:
     """A URL for people keeps its host and path; its query, and with NONE its path, are masked."""
     assert EndpointSettings("default", url, auth_type).public_url == public
+
+
+@pytest.mark.parametrize("journal", ["var/receiver.db", "var/../var/receiver.db"])
+def test_journal_and_database_are_two_files(journal: str) -> None:
+    """The journal is locked by the receiver, so it cannot be the database's file too, however it is written."""
+    with pytest.raises(SettingsError) as caught:
+        load(None, {"RECEIVER_KEY": "k", "RECEIVER_JOURNAL": journal})
+    refused(str(caught.value), "journal", "set it to another")

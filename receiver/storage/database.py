@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +12,17 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Table, and_, create_engine, delete, event, func, make_url, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
+from receiver.protocol.events import StreamState
+from receiver.storage.engine import Deadline, connect
 from receiver.storage.schema import events, quarantine, streams
 
 Row = dict[str, Any]
 Key = tuple[datetime, bytes]  # (sent_at, digest): what makes a delivery the same one
 
+_PRUNE_BATCH = 1000
 _MIGRATION_LOCK = 0x4D53_5341  # any number that only this program uses as an advisory lock
 
 
@@ -38,7 +41,8 @@ class Database:
     """The database at `url`, an SQLAlchemy URL of SQLite or PostgreSQL."""
 
     def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+        self._engine = connect(url)
+        self._deadline = Deadline(self._engine)
         self.is_sqlite = self._engine.dialect.name == "sqlite"
 
     def close(self) -> None:
@@ -49,6 +53,8 @@ class Database:
         """Bring the schema to this program's revision; returns the revisions before and after."""
         with self._engine.begin() as connection:
             if not self.is_sqlite:  # where BEGIN IMMEDIATE is the lock
+                # Another migration, or a table of many rows, may take as long as it takes.
+                connection.execute(text("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0"))
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             before, head = _revisions(connection)
             if before != head:
@@ -59,7 +65,7 @@ class Database:
 
     def check_schema(self) -> None:
         """Raise `SchemaError` unless the schema is this program's."""
-        with self._engine.connect() as connection:
+        with self._begin() as connection:
             current, head = _revisions(connection)
         if current != head:
             raise SchemaError(
@@ -69,19 +75,19 @@ class Database:
 
     def store(self, event_rows: Sequence[Row], quarantine_rows: Sequence[Row]) -> Stored:
         """Keep all rows, in one transaction; returns the keys of those that were not there yet."""
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             return self._store(connection, event_rows, quarantine_rows)
 
     def stream_states(self) -> list[tuple[str, int]]:
         """How many jobs are in each stream state."""
-        with self._engine.connect() as connection:
+        with self._begin() as connection:
             found = connection.execute(select(streams.c.state, func.count()).group_by(streams.c.state))
             return [(state, count) for state, count in found]
 
     def job(self, job_id: str) -> list[Row]:
         """The events of one job, in order."""
         query = select(events).where(events.c.job_id == job_id).order_by(events.c.sent_at, events.c.received_at)
-        with self._engine.connect() as connection:
+        with self._begin() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def quarantined(self, *, limit: int, after: int = 0, reason: str | None = None) -> list[Row]:
@@ -89,15 +95,53 @@ class Database:
         query = select(quarantine).where(quarantine.c.id > after).order_by(quarantine.c.id).limit(limit)
         if reason is not None:
             query = query.where(quarantine.c.reason == reason)
-        with self._engine.connect() as connection:
+        with self._begin() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def release(self, row_id: int, event_row: Row) -> bool:
         """Move a row from the quarantine to the events; returns whether the event was not there yet."""
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             stored = self._store(connection, [event_row], [])
             connection.execute(delete(quarantine).where(quarantine.c.id == row_id))
         return bool(stored.events)
+
+    def prune(self, before: datetime) -> Iterator[tuple[str, int]]:
+        """Delete what was sent before a time, batch by batch: yields each batch's table and number of rows.
+
+        Of the streams only ended ones go. What is younger is not touched, and nothing waits longer than for a batch.
+        """
+        for table in (events, quarantine):
+            sent_at = table.c.sent_at
+            oldest = select(sent_at).where(sent_at < before).order_by(sent_at)
+            while True:
+                with self._begin() as connection:
+                    last = connection.scalar(oldest.offset(_PRUNE_BATCH - 1).limit(1))
+                    doomed = sent_at < before if last is None else sent_at <= last
+                    deleted = connection.execute(delete(table).where(doomed)).rowcount
+                yield table.name, deleted
+                if last is None:
+                    break
+        with self._begin() as connection:
+            deleted = connection.execute(delete(streams).where(_ended(before))).rowcount
+        yield streams.name, deleted
+
+    def count_older(self, before: datetime) -> dict[str, int]:
+        """How many rows of each table `prune` would delete."""
+        doomed = {events: events.c.sent_at < before, quarantine: quarantine.c.sent_at < before, streams: _ended(before)}
+        with self._begin() as connection:
+            return {
+                table.name: connection.scalar(select(func.count()).select_from(table).where(condition)) or 0
+                for table, condition in doomed.items()
+            }
+
+    def drop_connections(self) -> None:
+        """Begin with a new connection the next time, as after any failure."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        with self._deadline.watch(), self._engine.begin() as connection:
+            yield connection
 
     def _store(self, connection: Connection, event_rows: Sequence[Row], quarantine_rows: Sequence[Row]) -> Stored:
         stored = Stored(set(), set())
@@ -137,6 +181,10 @@ class Database:
         )
 
 
+def _ended(before: datetime) -> ColumnElement[bool]:
+    return and_(streams.c.state == StreamState.END, streams.c.since < before)
+
+
 def problem_of(error: Exception) -> str:
     """What went wrong with a database, in one line, without statements, values and secrets."""
     original = getattr(error, "orig", None) or error
@@ -164,39 +212,6 @@ def _newest_states(event_rows: Iterable[Row]) -> list[Row]:
                 "received_at": row["received_at"],
             }
     return [newest[job_id] for job_id in sorted(newest)]
-
-
-def _engine(url: str) -> Engine:
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        if parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": 5})
-        event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-        return engine
-    return create_engine(
-        parsed,
-        hide_parameters=True,
-        pool_pre_ping=True,
-        pool_size=1,
-        connect_args={
-            "connect_timeout": 5,
-            "target_session_attrs": "read-write",
-            "options": "-c lock_timeout=5s -c statement_timeout=30s -c timezone=UTC",
-        },
-    )
-
-
-def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    # The driver's own transaction control begins none for SELECT and DDL: leave BEGIN to _begin_sqlite.
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = wal")
-    connection.execute("PRAGMA synchronous = full")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _alembic() -> Config:

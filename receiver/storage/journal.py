@@ -7,6 +7,7 @@ together share one transaction, and with it one fsync.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import sqlite3
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -131,6 +133,27 @@ class Journal:
         return self._thread.submit(function).result()
 
     def _open(self) -> sqlite3.Connection:
+        try:
+            return self._connect()
+        except sqlite3.Error as error:
+            if not _is_damaged(error):
+                raise
+            self._move_aside(error)
+            return self._connect()
+
+    def _move_aside(self, error: sqlite3.Error) -> None:
+        """Make room for a new journal, and say where the damaged one is: its deliveries may be had back from it."""
+        self._close()
+        base = f"{self._path}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        aside = next(path for n in itertools.count() if not (path := Path(f"{base}-{n}" if n else base)).exists())
+        wal = Path(f"{self._path}-wal")
+        if wal.exists():
+            wal.rename(f"{aside}-wal")
+        self._path.rename(aside)
+        _sync_directory(self._path.parent)
+        logger.error("journal damaged, moved aside", extra={"moved_to": str(aside), "problem": str(error)})
+
+    def _connect(self) -> sqlite3.Connection:
         existed = self._path.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=0)
@@ -195,7 +218,9 @@ class Journal:
         connection = self._connection
         if connection is None:
             return
-        if _is_full(error):
+        if isinstance(error, sqlite3.Error) and _is_damaged(error):
+            self._move_aside(error)
+        elif _is_full(error):
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         else:
@@ -214,11 +239,15 @@ class Journal:
         def read(connection: sqlite3.Connection) -> list[tuple[int, Delivery]]:
             found = []
             size = 0
-            for row in connection.execute(_SELECT, (limit,)):
-                found.append((row[0], Delivery(*row[1:])))
-                size += len(row[5])
-                if size >= _LARGEST_READ_BYTES:
-                    break
+            try:
+                for row in connection.execute(_SELECT, (limit,)):
+                    found.append((row[0], Delivery(*row[1:])))
+                    size += len(row[5])
+                    if size >= _LARGEST_READ_BYTES:
+                        break
+            except sqlite3.Error:
+                if not found:  # else what can be read of a damaged journal goes on its way first
+                    raise
             return found
 
         return self._attempt(read)
@@ -247,6 +276,11 @@ def _is_full(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
+def _is_damaged(error: sqlite3.Error) -> bool:
+    # The low byte is the error, the others are its details.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
 def _explain(error: Exception) -> str:
     if _is_full(error):
         return "the journal or its disk is full"
@@ -257,8 +291,6 @@ def _cannot_open(path: Path, error: Exception) -> JournalError:
     code = getattr(error, "sqlite_errorcode", 0)
     if code == sqlite3.SQLITE_BUSY:
         return JournalError(f"{path} is in use by another receiver: stop that one, or set `journal` to another file")
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return JournalError(f"{path} is not a journal, or is damaged ({error}): move it away and keep it, then start")
     return JournalError(f"{path} cannot be opened ({error}): set `journal` to a file on a local disk that is writable")
 
 

@@ -34,6 +34,8 @@ _BATCH = 500
 _SHORTEST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 10.0
 _COUNT_STREAMS_EVERY = 5.0
+# Classes of SQLSTATE: data, integrity, CHECK OPTION, program limits (such as an index row's size), a trigger's RAISE.
+_REFUSALS = frozenset({"22", "23", "44", "54", "P0"})
 
 
 class Projector:
@@ -161,6 +163,7 @@ class Projector:
         self._metrics.projector_errors_total.labels(reason).inc()
         if reason != "journal":
             self._metrics.database_up.set(0)
+            self._database.drop_connections()
         self._schema_is_right = False
         if reason != self._problem:
             logger.error("database down", extra={"reason": reason, "problem": problem_of(error)})
@@ -191,7 +194,8 @@ def quarantine_row(delivery: Delivery, reason: str) -> Row:
 def is_refusal(error: Exception) -> bool:
     """Whether the database (or its driver) refused a row for its content, so that trying again is of no use."""
     if isinstance(error, DBAPIError):
-        return isinstance(error, (DataError, IntegrityError))
+        sqlstate = getattr(error.orig, "sqlstate", None)
+        return isinstance(error, (DataError, IntegrityError)) or (sqlstate or "")[:2] in _REFUSALS
     return isinstance(error, (StatementError, ValueError, OverflowError))
 
 

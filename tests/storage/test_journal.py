@@ -333,25 +333,63 @@ def regular_file(path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: regular_file(path, "No database. " * 500), "is not a journal, or is damaged"),
-        (lambda path: overwrite(path, 100), "is not a journal, or is damaged"),
-        (lambda path: overwrite(path, 4096), "is not a journal, or is damaged"),
-        (lambda path: regular_file(path, "") / "journal.db", "set `journal` to a file on a local disk"),
-        (lambda path: path.parent.parent, "set `journal` to a file on a local disk"),
-    ],
-    ids=["no database", "damaged schema", "damaged table", "below a file", "a directory"],
+    "make",
+    [lambda path: regular_file(path, "") / "journal.db", lambda path: path.parent.parent],
+    ids=["below a file", "a directory"],
 )
-def test_journal_that_cannot_be_opened(path: Path, make: Callable[[Path], Path], message: str) -> None:
-    """What is no journal, or cannot be one, is refused with the file's name and the remedy, and left as it is."""
+def test_journal_that_cannot_be_opened(path: Path, make: Callable[[Path], Path]) -> None:
+    """What cannot be a journal is refused with its name and the remedy."""
     journal = make(path)
-    before = journal.read_bytes() if journal.is_file() else b""
-    with pytest.raises(JournalError) as caught:
+    with pytest.raises(JournalError, match="set `journal` to a file on a local disk") as caught:
         Journal(journal, MIB, Metrics(), threading.Event())
     assert str(caught.value).startswith(f"{journal} ")
-    assert message in str(caught.value)
-    assert before == (journal.read_bytes() if journal.is_file() else b"")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: regular_file(path, "No database. " * 500),
+        lambda path: overwrite(path, 100),
+        lambda path: overwrite(path, 4096),
+    ],
+    ids=["no database", "damaged schema", "damaged table"],
+)
+def test_damaged_journal_is_moved_aside(
+    path: Path, make: Callable[[Path], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged journal is kept, byte for byte, under a name that the log tells, and a new one takes its place."""
+    before = make(path).read_bytes()
+    for number in range(2):
+        with opened(path) as journal:
+            assert append(journal, delivery(b"new")) == [""]
+            (moved,) = [record for record in caplog.records if record.message == "journal damaged, moved aside"]
+            aside = Path(vars(moved)["moved_to"])
+            assert aside.name.startswith("journal.db.damaged-")
+            assert aside.read_bytes() == before
+            assert bodies(journal) == [b"new"] * (number + 1)
+
+
+def test_what_can_be_read_of_a_damaged_journal_is_read_first(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where only the end of a journal is damaged while it is used, what lies before goes its way, then it is moved."""
+    with opened(path) as journal:
+        append(journal, *numbered(3000, KIB))
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size * 3 // 4)
+        file.write(b"\xff" * (size // 8))
+    with opened(path) as journal:
+        rescued = 0
+        while batch := journal.read(500):
+            rescued += len(batch)
+            with suppress(NotDurableError):
+                journal.remove(batch[-1][0])
+            if caplog.records:
+                break
+        else:
+            pytest.fail("the damage was not seen")
+        assert 1000 < rescued < 3000
+        assert append(journal, delivery(b"new")) == [""]
+        assert bodies(journal) == [b"new"]
 
 
 def test_pragmas(path: Path) -> None:

@@ -1,0 +1,87 @@
+"""Connections to the database, set up so that nothing waits for ever and every transaction is one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from psycopg import Connection as PostgreSQLConnection
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url
+
+_DEADLINE = 15.0  # seconds for a transaction, connecting aside; the server's own limits come first
+_SERVER_LIMITS = "-c statement_timeout=10s -c lock_timeout=5s -c timezone=UTC"
+
+
+def connect(url: str) -> Engine:
+    """An engine for SQLite or PostgreSQL that holds one connection."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": 5})
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(
+        parsed,
+        hide_parameters=True,
+        pool_pre_ping=True,
+        pool_size=1,
+        max_overflow=0,
+        connect_args={"connect_timeout": 5, "target_session_attrs": "read-write", "options": _SERVER_LIMITS},
+    )
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own transaction control begins none for SELECT and DDL: leave BEGIN to _begin_sqlite.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = wal")
+    connection.execute("PRAGMA synchronous = full")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+class Deadline:
+    """Cuts off what a PostgreSQL server keeps waiting.
+
+    The server's own timeouts, and TCP's, do not help when it is frozen: its kernel still acknowledges. Shutting the
+    socket down on this side ends the wait with an error.
+    """
+
+    def __init__(self, engine: Engine, seconds: float = _DEADLINE) -> None:
+        self._seconds = seconds
+        self._connections: WeakSet[PostgreSQLConnection[Any]] = WeakSet()
+        if engine.dialect.name == "postgresql":
+            event.listen(engine, "do_connect", self._connect)
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """End what is done inside after so many seconds."""
+        timer = threading.Timer(self._seconds, self._cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _connect(self, dialect: Dialect, _record: object, args: list[Any], options: dict[str, Any]) -> Any:  # noqa: ANN401
+        connection = dialect.connect(*args, **options)
+        assert isinstance(connection, PostgreSQLConnection)  # noqa: S101 (there is no other driver)
+        self._connections.add(connection)
+        return connection
+
+    def _cut(self) -> None:
+        for connection in list(self._connections):
+            if not connection.closed:
+                with socket.socket(fileno=os.dup(connection.fileno())) as own:
+                    own.shutdown(socket.SHUT_RDWR)
