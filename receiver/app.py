@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from receiver.web.server import Server, create_server, listen, tls_context
 
 logger = logging.getLogger(__name__)
 
+_SWITCH_INTERVAL = 0.0005  # seconds
 _GRACE = 5  # seconds for requests under way, and again for the journal to drain
 
 
@@ -88,6 +90,8 @@ class Receiver:
 
 def run(settings: Settings, on_started: Callable[[], None]) -> None:
     """Serve until a signal to end."""
+    # The projector's thread would keep the interpreter for 5 ms each time that a callback needs it.
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     receiver = Receiver(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(receiver.serve(on_started))

@@ -132,25 +132,39 @@ def _load_message(message: str) -> Any:  # noqa: ANN401
 
 
 def _load_json(text: str, what: str) -> Any:  # noqa: ANN401
-    """json.loads for exactly RFC 8259, with names for what it refuses. `what` names the text in errors."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise EventError(Reason.REPEATED_KEY, f"a key stands twice in {what}")
-        return found
-
-    def refuse(constant: str) -> NoReturn:
-        raise EventError(Reason.NOT_JSON, f"{what} is not JSON: {constant}")
-
+    """Exactly RFC 8259, with names for what is refused. `what` names the text in errors."""
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        return _DECODER.decode(text)
+    except _RefusedError as error:
+        raise EventError(error.reason, f"{what} {error}") from None
     except json.JSONDecodeError as error:
         raise EventError(Reason.NOT_JSON, f"{what} is not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise EventError(Reason.TOO_DEEP, f"{what} is nested too deeply") from None
     except ValueError:  # an integer of more digits than Python converts
         raise EventError(Reason.NUMBER_TOO_LONG, f"{what} holds a number of thousands of digits") from None
+
+
+class _RefusedError(Exception):
+    """What the standard library's decoder would let through."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _RefusedError(Reason.REPEATED_KEY, "holds a key twice")
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise _RefusedError(Reason.NOT_JSON, f"is not JSON: {constant}")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:  # noqa: ANN401

@@ -180,6 +180,9 @@ class Verifier:
         self._tolerance = tolerance
         self._own_query = url.partition("?")[2].encode()
         self._own_parameters = _canonical(self._own_query.split(b"&"))
+        # The URL as registered with the signature behind it: by far the most, and quickly read.
+        before = re.escape(self._own_query + b"&") if self._own_query else b""
+        self._usual_query = re.compile(before + b"hwSecret=(%b)&hwTime=(%b)" % (_SECRET.pattern, _TIME.pattern))
         # Percent-encoding at most triples a byte; the rest is room for hwSecret and hwTime. Longer ones are not read.
         self._longest_query = 3 * len(self._own_query) + 512
         forms = FORMS.values() if form == AUTO else [FORMS[form]]
@@ -200,19 +203,21 @@ class Verifier:
         """
         if len(query) > self._longest_query:
             raise MalformedSignatureError
-        own, secrets, times = _take_out_signature(query)
-        if self._auth_type is AuthType.MSS_A_HEAD:
-            received = list(headers)
-            secrets = [value for name, value in received if name == SECRET_HEADER.encode()]
-            times = [value for name, value in received if name == TIME_HEADER.encode()]
-        if self._auth_type is AuthType.NONE:
+        usual = self._usual_query.fullmatch(query)
+        if usual and self._auth_type is AuthType.MSS_A:
+            secret, time_text = usual.groups()
+        else:
+            own, secrets, times = _take_out_signature(query)
+            if self._auth_type is AuthType.MSS_A_HEAD:
+                secrets, times = _take_from_headers(headers)
+            if self._auth_type is AuthType.NONE:
+                self._check_own_parameters(own)
+                return Verified(sent_at=now, time_text=b"", form="", key="")
+            secret = _the_one(secrets, _SECRET)
+            time_text = _the_one(times, _TIME)
             self._check_own_parameters(own)
-            return Verified(sent_at=now, time_text=b"", form="", key="")
-        secret = bytes.fromhex(_the_one(secrets, _SECRET).decode())
-        time_text = _the_one(times, _TIME)
         sent_at = _posix_seconds(time_text)
-        self._check_own_parameters(own)
-        verified = self._match(secret, time_text, sent_at)
+        verified = self._match(bytes.fromhex(secret.decode()), time_text, sent_at)
         if abs(now - sent_at) > self._tolerance:
             raise StaleSignatureError(verified)
         return verified
@@ -250,6 +255,15 @@ def _take_out_signature(query: bytes) -> tuple[list[bytes], list[bytes], list[by
             exact = name in (SECRET_PARAMETER.encode(), TIME_PARAMETER.encode())
             taken[meant].append(value if exact else b"?")
     return own, taken[b"hwsecret"], taken[b"hwtime"]
+
+
+def _take_from_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], list[bytes]]:
+    taken: dict[bytes, list[bytes]] = {SECRET_HEADER.encode(): [], TIME_HEADER.encode(): []}
+    for name, value in headers:
+        if name in taken:
+            taken[name].append(value)
+    secrets, times = taken.values()
+    return secrets, times
 
 
 def _the_one(values: list[bytes], pattern: re.Pattern[bytes]) -> bytes:

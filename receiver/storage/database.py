@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, or_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from receiver.protocol.events import StreamState
-from receiver.storage.engine import Deadline, connect
+from receiver.storage.engine import READ_ONLY, Deadline, connect
 from receiver.storage.schema import events, quarantine, streams
 
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ class Database:
 
     def check_schema(self) -> None:
         """Raise `SchemaError` unless the schema is this program's."""
-        with self._begin() as connection:
+        with self._begin(read_only=True) as connection:
             current, head = _revisions(connection)
         if current != head:
             raise SchemaError(
@@ -80,14 +80,14 @@ class Database:
 
     def stream_states(self) -> list[tuple[str, int]]:
         """How many jobs are in each stream state."""
-        with self._begin() as connection:
+        with self._begin(read_only=True) as connection:
             found = connection.execute(select(streams.c.state, func.count()).group_by(streams.c.state))
             return [(state, count) for state, count in found]
 
     def job(self, job_id: str) -> list[Row]:
         """The events of one job, in order."""
         query = select(events).where(events.c.job_id == job_id).order_by(events.c.sent_at, events.c.received_at)
-        with self._begin() as connection:
+        with self._begin(read_only=True) as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def quarantined(self, *, limit: int, after: int = 0, reason: str | None = None) -> list[Row]:
@@ -95,7 +95,7 @@ class Database:
         query = select(quarantine).where(quarantine.c.id > after).order_by(quarantine.c.id).limit(limit)
         if reason is not None:
             query = query.where(quarantine.c.reason == reason)
-        with self._begin() as connection:
+        with self._begin(read_only=True) as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def release(self, row_id: int, event_row: Row) -> bool:
@@ -128,7 +128,7 @@ class Database:
     def count_older(self, before: datetime) -> dict[str, int]:
         """How many rows of each table `prune` would delete."""
         doomed = {events: events.c.sent_at < before, quarantine: quarantine.c.sent_at < before, streams: _ended(before)}
-        with self._begin() as connection:
+        with self._begin(read_only=True) as connection:
             return {
                 table.name: connection.scalar(select(func.count()).select_from(table).where(condition)) or 0
                 for table, condition in doomed.items()
@@ -139,8 +139,9 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def _begin(self) -> Iterator[Connection]:
-        with self._deadline.watch(), self._engine.begin() as connection:
+    def _begin(self, *, read_only: bool = False) -> Iterator[Connection]:
+        engine = self._engine.execution_options(**{READ_ONLY: read_only})
+        with self._deadline.watch(), engine.begin() as connection:
             yield connection
 
     def _store(self, connection: Connection, event_rows: Sequence[Row], quarantine_rows: Sequence[Row]) -> Stored:

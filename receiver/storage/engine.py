@@ -16,6 +16,7 @@ from psycopg import Connection as PostgreSQLConnection
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url
 
 _DEADLINE = 15.0  # seconds for a transaction, connecting aside; the server's own limits come first
+READ_ONLY = "read_only"  # the execution option of a transaction that writes nothing
 _SERVER_LIMITS = "-c statement_timeout=10s -c lock_timeout=5s -c timezone=UTC"
 
 
@@ -47,7 +48,8 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # A reader takes no lock, so that a long query does not keep the projector waiting.
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(READ_ONLY) else "BEGIN IMMEDIATE")
 
 
 class Deadline:

@@ -31,6 +31,7 @@ from receiver.storage.journal import Journal
 logger = logging.getLogger(__name__)
 
 _BATCH = 500
+_LINGER = 0.1  # seconds
 _SHORTEST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 10.0
 _COUNT_STREAMS_EVERY = 5.0
@@ -69,7 +70,7 @@ class Projector:
         pause = _SHORTEST_PAUSE
         while not self._is_over():
             try:
-                drained = self.step()
+                moved = self.step()
             except Exception as error:  # noqa: BLE001 (whatever it is, the journal keeps the deliveries: try again)
                 self._report(error)
                 # Jitter, so that several receivers do not come back to a database at once.
@@ -79,14 +80,18 @@ class Projector:
                     return
                 continue
             pause = _SHORTEST_PAUSE
-            if drained:
-                if self._stopping.is_set():
-                    return
+            if moved:
+                if moved < _BATCH:
+                    # One larger batch a little later costs the disk and the interpreter less than many small ones.
+                    self._stopping.wait(_LINGER)
+            elif self._stopping.is_set():
+                return
+            else:
                 self._grown.wait(_COUNT_STREAMS_EVERY)
                 self._grown.clear()
 
-    def step(self) -> bool:
-        """Move one batch; returns whether the journal is empty now."""
+    def step(self) -> int:
+        """Move one batch; returns how many deliveries it was, none when the journal is empty."""
         if not self._schema_is_right:
             self._database.check_schema()
             self._schema_is_right = True
@@ -99,7 +104,7 @@ class Projector:
         if self._problem is not None:
             logger.warning("database up again")
             self._problem = None
-        return not batch
+        return len(batch)
 
     def _is_over(self) -> bool:
         return self._stopping.is_set() and time.monotonic() > self._stop_at
@@ -161,9 +166,10 @@ class Projector:
     def _report(self, error: Exception) -> None:
         reason = reason_of(error)
         self._metrics.projector_errors_total.labels(reason).inc()
-        if reason != "journal":
-            self._metrics.database_up.set(0)
-            self._database.drop_connections()
+        if reason == "journal":  # which the journal itself has logged
+            return
+        self._metrics.database_up.set(0)
+        self._database.drop_connections()
         self._schema_is_right = False
         if reason != self._problem:
             logger.error("database down", extra={"reason": reason, "problem": problem_of(error)})

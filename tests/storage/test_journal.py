@@ -285,8 +285,9 @@ def test_cancelled_waiter_hurts_nobody(path: Path) -> None:
         async def run() -> None:
             first, second, third = (journal.append(one) for one in numbered(3))
             second.cancel()
-            await asyncio.gather(first, third)
-            await journal.append(delivery(b"3"))
+            async with asyncio.timeout(60):
+                await asyncio.gather(first, third)
+                await journal.append(delivery(b"3"))
 
         asyncio.run(run())
         assert bodies(journal) == [b"0", b"1", b"2", b"3"]

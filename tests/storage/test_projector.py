@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, create_engine, select, text
+from sqlalchemy import URL, MetaData, create_engine, select, text
 from sqlalchemy.exc import OperationalError
 
 from receiver.delivery import Delivery, NotDurableError
@@ -43,7 +43,7 @@ class Line(NamedTuple):
         asyncio.run(append())
 
     def drain(self) -> None:
-        while not self.projector.step():
+        while self.projector.step():
             pass
 
     def metric(self, name: str, **labels: str) -> float:
@@ -338,7 +338,7 @@ def test_whatever_comes_leaves_the_journal_for_the_database(
 def test_batches(line: Line, database_url: str) -> None:
     """A long journal is moved in several steps, in order; the step that finds nothing says so."""
     line.put(*(delivery(body(state="CONNECTED"), at) for at in range(1001)))
-    assert [line.projector.step() for _ in range(4)] == [False, False, False, True]
+    assert [line.projector.step() for _ in range(4)] == [500, 500, 1, 0]
     assert [row["sent_at"] for row in rows(database_url, events)] == [moment(at) for at in range(1001)]
     assert line.metric("journal_events") == 0
 
@@ -369,17 +369,18 @@ def test_metrics(line: Line) -> None:
         delivery(body(state="CONNECTED", job_id="second"), 4),
         delivery(body(state="CONNECTED", job_id="second"), 4),
         delivery(body(state="NEWLY_INVENTED", job_id="third"), 3),
+        delivery(body(state="newly invented too", job_id="fourth"), 2),
         delivery(body("NEW_TYPE"), 9),
         delivery(body("REPLY_COMMAND_FINISH"), 8, endpoint="no longer configured"),
         delivery(b"nonsense", 10),
     )
     assert line.metric("database_up") == 0
     line.drain()
-    assert line.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": 3, "duplicate": 1}
+    assert line.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": 4, "duplicate": 1}
     assert line.outcomes() == {"stored": 1, "quarantined": 1}
     states = ("CONNECTED", "END", "other")
-    assert [line.metric("stream_transitions_total", state=state) for state in states] == [2, 0, 1]
-    assert [line.metric("streams", state=state) for state in states] == [2, 0, 1]
+    assert [line.metric("stream_transitions_total", state=state) for state in states] == [2, 0, 2]
+    assert [line.metric("streams", state=state) for state in states] == [2, 0, 2]
     latest = {
         event_type: line.metric("last_event_timestamp_seconds", event_type=event_type)
         for event_type in ("RTMP_STREAM_STATE_CHANGE", "REPLY_COMMAND_FINISH", "SHOOT_SCRIPT_SWITCH", "other")
@@ -440,18 +441,33 @@ def test_outage(outage: Outage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_connection_that_breaks(own_postgresql: PostgreSQL, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """When PostgreSQL restarts under an open connection nothing is lost, and nothing needs a restart."""
+    """When PostgreSQL goes away under an open connection nothing is lost, and nothing needs a restart."""
     with new_database(own_postgresql.url) as url:
         migrate(url)
         with started(tmp_path, url) as line:
             line.put(delivery(body(state="CONNECTED")))
-            wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+            wait_until(lambda: line.metric("database_up") == 1, "a database")
             with own_postgresql.stopped():
                 line.put(delivery(body(state="END"), 1))
-                wait_until(lambda: line.metric("projector_errors_total", reason="connection") >= 1, "an attempt")
+                wait_until(lambda: line.metric("database_up") == 0, "an attempt")
+                assert line.metric("projector_errors_total", reason="connection") >= 1
             wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+            wait_until(lambda: line.metric("database_up") == 1, "the database's return")
             assert [row["state"] for row in rows(url, events)] == ["CONNECTED", "END"]
     assert messages(caplog) == ["database down", "database up again"]
+
+
+def test_connection_that_broke_while_idle(own_postgresql: PostgreSQL, tmp_path: Path) -> None:
+    """A restart of PostgreSQL between two deliveries goes unnoticed."""
+    with new_database(own_postgresql.url) as url:
+        migrate(url)
+        with laid(tmp_path, url) as line:
+            for at in range(2):
+                line.put(delivery(body(state="CONNECTED"), at))
+                line.drain()
+                with own_postgresql.stopped():
+                    pass
+        assert len(rows(url, events)) == 2
 
 
 def test_schema_that_is_made_late(database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -467,6 +483,25 @@ def test_schema_that_is_made_late(database_url: str, tmp_path: Path, caplog: pyt
         wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
         wait_until(lambda: line.metric("database_up") == 1, "the database's return")
         assert len(rows(database_url, events)) == 1
+
+
+def test_database_that_is_replaced(database_url: str, tmp_path: Path) -> None:
+    """When an empty database takes the place of the one in use, its tables are waited for again."""
+    migrate(database_url)
+    with started(tmp_path, database_url) as line:
+        line.put(delivery(body(state="CONNECTED")))
+        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+        engine = create_engine(database_url)
+        empty = MetaData()
+        empty.reflect(engine)
+        empty.drop_all(engine)
+        engine.dispose()
+        line.put(delivery(body(state="END"), 1))
+        wait_until(lambda: line.metric("projector_errors_total", reason="schema") >= 1, "an attempt")
+        migrate(database_url)
+        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+        assert [row["state"] for row in rows(database_url, events)] == ["END"]
+        assert rows(database_url, quarantine) == []
 
 
 def test_new_deliveries_wake_the_projector(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
