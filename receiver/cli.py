@@ -26,9 +26,10 @@ from receiver.app import run, verifier
 from receiver.protocol.events import EventError, EventType, StreamState, parse
 from receiver.protocol.signature import AuthType, StaleSignatureError
 from receiver.settings import DEFAULT_FILE, DEFAULT_URL, EndpointSettings, Settings, SettingsError, load, masked
-from receiver.storage.database import Database, Row, SchemaError, problem_of
+from receiver.storage.bulk import Row
+from receiver.storage.database import Database, SchemaError, is_refusal, problem_of
 from receiver.storage.journal import JournalError
-from receiver.storage.projector import event_columns, is_refusal
+from receiver.storage.projector import event_columns
 from receiver.tools import doctor as diagnosis
 from receiver.tools.sender import Answer, Sender, SendError, body_of, livestream, send_load
 from receiver.tools.setup import write_configuration

@@ -6,24 +6,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
 from receiver.protocol.events import StreamState
+from receiver.storage.bulk import Key, Row, insert_new
 from receiver.storage.engine import READ_ONLY, Deadline, connect
 from receiver.storage.schema import events, quarantine, streams
 
-Row = dict[str, Any]
-Key = tuple[datetime, bytes]  # (sent_at, digest): what makes a delivery the same one
-
 _PRUNE_BATCH = 1000
 _MIGRATION_LOCK = 0x4D53_5341  # any number that only this program uses as an advisory lock
+
+# Classes of SQLSTATE: data, integrity, CHECK OPTION, program limits (such as an index row's size), a trigger's RAISE.
+_REFUSALS = frozenset({"22", "23", "44", "54", "P0"})
 
 
 class Stored(NamedTuple):
@@ -145,28 +147,20 @@ class Database:
             yield connection
 
     def _store(self, connection: Connection, event_rows: Sequence[Row], quarantine_rows: Sequence[Row]) -> Stored:
-        stored = Stored(set(), set())
         # In one order for all receivers that share the database, so that none waits for another in a circle.
         new_events = _distinct(event_rows)
-        for table, rows, keys in (
-            (events, new_events, stored.events),
-            (quarantine, _distinct(quarantine_rows), stored.quarantine),
-        ):
-            if rows:
-                insert = self._insert(table).on_conflict_do_nothing().returning(table.c.sent_at, table.c.digest)
-                keys.update((sent_at, digest) for sent_at, digest in connection.execute(insert, list(rows.values())))
+        stored = Stored(
+            insert_new(connection, events, new_events), insert_new(connection, quarantine, _distinct(quarantine_rows))
+        )
         # Not those that were there already: a repeat says what was so then, and may come after what is so now.
         newest = _newest_states(row for key, row in new_events.items() if key in stored.events)
         if newest:
             connection.execute(self._upsert_streams(), newest)
         return stored
 
-    def _insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
-        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
-
     def _upsert_streams(self) -> sqlite.Insert | postgresql.Insert:
         """Set a job's current state, unless the one that is there is newer."""
-        insert = self._insert(streams)
+        insert = sqlite.insert(streams) if self.is_sqlite else postgresql.insert(streams)
         old, new = streams.c, insert.excluded
         same_time_and_later = and_(new.since == old.since, new.received_at >= old.received_at)
         return insert.on_conflict_do_update(
@@ -186,9 +180,20 @@ def _ended(before: datetime) -> ColumnElement[bool]:
     return and_(streams.c.state == StreamState.END, streams.c.since < before)
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether the database (or its driver) refused a row for its content, so that trying again is of no use."""
+    if isinstance(error, DBAPIError):
+        sqlstate = getattr(error.orig, "sqlstate", None)
+        return isinstance(error, (DataError, IntegrityError)) or (sqlstate or "")[:2] in _REFUSALS
+    return isinstance(error, (StatementError, ValueError, OverflowError))
+
+
 def problem_of(error: Exception) -> str:
     """What went wrong with a database, in one line, without statements, values and secrets."""
     original = getattr(error, "orig", None) or error
+    sqlstate = getattr(original, "sqlstate", None)
+    if sqlstate is not None and is_refusal(error):  # whose text may quote the row
+        return f"{type(original).__name__}: SQLSTATE {sqlstate}"
     lines = str(original).strip().splitlines()
     return f"{type(original).__name__}: {lines[0] if lines else ''}"
 

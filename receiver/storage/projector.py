@@ -13,19 +13,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy.exc import (
-    DataError,
-    DBAPIError,
-    IntegrityError,
     InterfaceError,
     OperationalError,
     SQLAlchemyError,
-    StatementError,
 )
 
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import EVENT_TYPES, OTHER, STATES, Metrics, known
 from receiver.protocol.events import Event, EventError, parse
-from receiver.storage.database import Database, Row, SchemaError, Stored, problem_of
+from receiver.storage.bulk import Row
+from receiver.storage.database import Database, SchemaError, Stored, is_refusal, problem_of
 from receiver.storage.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -35,8 +32,6 @@ _LINGER = 0.1  # seconds
 _SHORTEST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 10.0
 _COUNT_STREAMS_EVERY = 5.0
-# Classes of SQLSTATE: data, integrity, CHECK OPTION, program limits (such as an index row's size), a trigger's RAISE.
-_REFUSALS = frozenset({"22", "23", "44", "54", "P0"})
 
 
 class Projector:
@@ -195,14 +190,6 @@ def event_columns(event: Event, body: bytes) -> Row:
 def quarantine_row(delivery: Delivery, reason: str) -> Row:
     """The delivery as a row of ``quarantine``, with its exact bytes."""
     return _delivered(delivery) | {"reason": str(reason), "body": delivery.body}
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether the database (or its driver) refused a row for its content, so that trying again is of no use."""
-    if isinstance(error, DBAPIError):
-        sqlstate = getattr(error.orig, "sqlstate", None)
-        return isinstance(error, (DataError, IntegrityError)) or (sqlstate or "")[:2] in _REFUSALS
-    return isinstance(error, (StatementError, ValueError, OverflowError))
 
 
 def reason_of(error: Exception) -> str:

@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import Executable, UniqueConstraint, create_engine, inspect, select, text
 
 from receiver.delivery import Delivery
-from receiver.storage.database import Database, Key, Row, SchemaError, problem_of
+from receiver.storage.bulk import Key, Row
+from receiver.storage.database import Database, SchemaError, problem_of
 from receiver.storage.projector import quarantine_row, to_row
 from receiver.storage.schema import metadata, streams
 
