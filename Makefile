@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test lint faults mutants clean
+.PHONY: run demo test lint faults mutants bench clean
 
 run: .venv/installed
 	@test -e receiver.toml || $(BIN)/receiver init
@@ -30,6 +30,10 @@ faults: .venv/developed
 # Break each guarantee once, and see a test fail.
 mutants: .venv/developed
 	$(BIN)/python -m tests.faults.mutants
+
+# One table of figures and ratios, in about a quarter of an hour; needs wrk.
+bench: .venv/developed
+	$(BIN)/python -m tests.bench
 
 clean:
 	rm -rf .venv

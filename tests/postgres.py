@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import URL, create_engine, make_url
+
+from tests.support import free_port, wait_until
 
 
 class PostgreSQL:
@@ -69,6 +72,88 @@ class PostgreSQL:
             output.seek(0)
             log = self._log.read_text() if self._log.exists() else ""
             assert done.returncode == 0, f"{program} failed: {output.read()}{log}"
+
+
+class PrivatePostgreSQL(PostgreSQL):
+    """A server for one module's tests alone, on loopback too: they may stop, kill and freeze it.
+
+    A child of this process, so that it is reaped however it ends.
+    """
+
+    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
+        super().__init__(folder)
+        self.folder = folder
+        self._fsync = "on" if fsync else "off"
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> URL:
+        """Where its superuser reaches it, through the socket: past what is done to others."""
+        return super().url.set(port=self.port)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start, and wait until it takes connections."""
+        where = [f"-D{self.folder / 'data'}", f"-k{self.folder}", "-h127.0.0.1", f"-p{self.port}"]
+        command = [str(self._programs / "postgres"), *where, f"-cfsync={self._fsync}", "-cmax_connections=20"]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd="/", user=self._user, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        probe = [str(self._programs / "pg_isready"), "--quiet", f"--host={self.folder}", f"--port={self.port}"]
+        wait_until(
+            lambda: not self.is_running or subprocess.run(probe, check=False).returncode == 0, "a server that is ready"
+        )
+        assert self.is_running, self._log.read_text()
+
+    def stop(self, number: int = signal.SIGQUIT) -> None:
+        """Stop at once, or (SIGINT) in order but without waiting for clients, or (SIGKILL) without a last word."""
+        if self._process is not None:
+            processes = self._processes()
+            self._process.send_signal(number)
+            self._process.wait(60)
+            # A killed server's processes notice a moment later, and no new one starts beside them.
+            wait_until(
+                lambda: not any(_state(one) not in "ZX" for one in processes), "the end of the server's processes"
+            )
+
+    def freeze(self) -> None:
+        """Stop the clock of all its processes; the kernel goes on taking connections and data for them."""
+        first = self._processes()[0]
+        os.kill(first, signal.SIGSTOP)
+        wait_until(lambda: _state(first) == "T", "a server that starts no more processes")
+        self._signal_children(signal.SIGSTOP)
+        wait_until(lambda: all(_state(one) in "TZ" for one in self._processes()), "frozen processes")
+
+    def thaw(self) -> None:
+        """Let all its processes go on."""
+        self._signal_children(signal.SIGCONT)
+        os.kill(self._processes()[0], signal.SIGCONT)
+
+    def _signal_children(self, number: int) -> None:
+        for process in self._processes()[1:]:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def _processes(self) -> list[int]:
+        """The server's process, then those that it started."""
+        assert self._process is not None
+        first = self._process.pid
+        children = Path(f"/proc/{first}/task/{first}/children").read_text() if self.is_running else ""
+        return [first, *map(int, children.split())]
+
+
+def _state(process: int) -> str:
+    """One letter, as `ps` shows it; X where there is no such process."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 @contextmanager
