@@ -253,7 +253,7 @@ def prune(age: tuple[str, timedelta], *, dry_run: bool) -> None:
     doomed = database.count_older(before)
     deleted = Counter(doomed if dry_run else {})
     if not dry_run:
-        with Progress(transient=True) as progress:
+        with Progress(transient=True, console=Console(stderr=True)) as progress:
             bar = progress.add_task("Deleting", total=sum(doomed.values()))
             for table, count in database.prune(before):
                 deleted[table] += count

@@ -7,6 +7,8 @@ together share one transaction, and with it one fsync.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -21,12 +23,14 @@ from typing import TypeVar
 
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import Metrics
+from receiver.storage.salvage import salvage
 
 _T = TypeVar("_T")
 _PAGE_BYTES = 4096
 _LARGEST_COMMIT = 1000  # deliveries in one transaction
 _LARGEST_READ_BYTES = 8 * 2**20  # of bodies in one read
 _MOST_WAITING_BYTES = 64 * 2**20  # of bodies in memory, before the disk took them
+_RESERVED_BYTES = 16 * 2**20  # of the disk
 _SCHEMA = """CREATE TABLE IF NOT EXISTS inbox (
     id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, received_at REAL NOT NULL, sent_at REAL NOT NULL,
     time_text BLOB NOT NULL, body BLOB NOT NULL, quarantine_reason TEXT)"""
@@ -58,6 +62,7 @@ class Journal:
         self._idle = asyncio.Event()
         self._idle.set()
         self._problem: str | None = None
+        self._read_up_to = 0
         try:
             self._thread.submit(self._open).result()
         except (sqlite3.Error, OSError) as error:
@@ -142,16 +147,34 @@ class Journal:
             return self._connect()
 
     def _move_aside(self, error: sqlite3.Error) -> None:
-        """Make room for a new journal, and say where the damaged one is: its deliveries may be had back from it."""
+        """Make room for a new journal with all that can still be read, and say where the damaged one is."""
+        rescued = Path(f"{self._path}.rescued")
+        count = self._rescue(rescued)
         self._close()
+        self._read_up_to = 0  # what was read had ids of the damaged one
         base = f"{self._path}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}"
         aside = next(path for n in itertools.count() if not (path := Path(f"{base}-{n}" if n else base)).exists())
         wal = Path(f"{self._path}-wal")
         if wal.exists():
             wal.rename(f"{aside}-wal")
         self._path.rename(aside)
+        if rescued.exists():
+            rescued.rename(self._path)
         _sync_directory(self._path.parent)
-        logger.error("journal damaged, moved aside", extra={"moved_to": str(aside), "problem": str(error)})
+        details = {"moved_to": str(aside), "rescued": count, "problem": str(error)}
+        logger.error("journal damaged, moved aside", extra=details)
+
+    def _rescue(self, target: Path) -> int:
+        if self._connection is None:  # it could not even be opened
+            return 0
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            return salvage(self._connection, target, _SCHEMA, _COLUMNS)
+        except (sqlite3.Error, OSError) as error:
+            target.unlink(missing_ok=True)
+            logger.error("journal cannot be rescued", extra={"problem": str(error)})  # noqa: TRY400 (in one line)
+            return 0
 
     def _connect(self) -> sqlite3.Connection:
         existed = self._path.exists()
@@ -185,13 +208,16 @@ class Journal:
     def _commit(self, deliveries: list[Delivery]) -> None:
         started = time.perf_counter()
         rows = [(d.endpoint, d.received_at, d.sent_at, d.time_text, d.body, d.quarantine_reason) for d in deliveries]
-        self._transaction(lambda connection: connection.executemany(_INSERT, rows))
+        size = sum(len(delivery.body) for delivery in deliveries)
+        self._transaction(lambda connection: connection.executemany(_INSERT, rows), adds=size)
         self._metrics.journal_commit_duration_seconds.observe(time.perf_counter() - started)
         self._metrics.journal_batch_events.observe(len(rows))
         self._grown.set()
 
-    def _transaction(self, write: Callable[[sqlite3.Connection], object]) -> None:
+    def _transaction(self, write: Callable[[sqlite3.Connection], object], *, adds: int = 0) -> None:
         def transaction(connection: sqlite3.Connection) -> None:
+            if adds:
+                _check_space(self._path.parent, adds, _free_bytes(connection))
             connection.execute("BEGIN IMMEDIATE")
             write(connection)
             connection.execute("COMMIT")
@@ -219,7 +245,8 @@ class Journal:
         if connection is None:
             return
         if isinstance(error, sqlite3.Error) and _is_damaged(error):
-            self._move_aside(error)
+            with contextlib.suppress(OSError):  # then it stays where it is, and nothing is accepted
+                self._move_aside(error)
         elif _is_full(error):
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -233,7 +260,7 @@ class Journal:
             cursor = connection.execute(insert, (_PAGE_BYTES,))
             connection.execute("DELETE FROM inbox WHERE id = ?", (cursor.lastrowid,))
 
-        self._transaction(write)
+        self._transaction(write, adds=_PAGE_BYTES)
 
     def _read(self, limit: int) -> list[tuple[int, Delivery]]:
         def read(connection: sqlite3.Connection) -> list[tuple[int, Delivery]]:
@@ -250,10 +277,14 @@ class Journal:
                     raise
             return found
 
-        return self._attempt(read)
+        found = self._attempt(read)
+        self._read_up_to = found[-1][0] if found else 0
+        return found
 
     def _remove(self, last_id: int) -> None:
-        self._transaction(lambda connection: connection.execute("DELETE FROM inbox WHERE id <= ?", (last_id,)))
+        # Never more than was read of this file: a batch may have been on its way when the file was replaced.
+        known = min(last_id, self._read_up_to)
+        self._transaction(lambda connection: connection.execute("DELETE FROM inbox WHERE id <= ?", (known,)))
 
     def _export(self, connection: sqlite3.Connection) -> None:
         # Ids have no gaps: only the oldest are ever removed, and a rolled back insert gives its id back.
@@ -261,9 +292,8 @@ class Journal:
         (last,) = connection.execute("SELECT max(id) FROM inbox").fetchone()
         first, oldest = connection.execute(_OLDEST).fetchone() or (None, None)
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
-        free = connection.execute("PRAGMA freelist_count").fetchone()[0]
         self._metrics.journal_events.set(0 if first is None else last - first + 1)
-        self._metrics.journal_bytes.set((pages - free) * _PAGE_BYTES)
+        self._metrics.journal_bytes.set(pages * _PAGE_BYTES - _free_bytes(connection))
         self._metrics.journal_oldest_timestamp_seconds.set(float("nan") if oldest is None else oldest)
 
     def _close(self) -> None:
@@ -272,7 +302,23 @@ class Journal:
             self._connection = None
 
 
+def _free_bytes(connection: sqlite3.Connection) -> int:
+    pages: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
+    return pages * _PAGE_BYTES
+
+
+def _check_space(folder: Path, adds: int, free_inside: int) -> None:
+    """Leave so much of the disk that deliveries can still be removed: on a full disk SQLite cannot delete either."""
+    disk = os.statvfs(folder)
+    reserve = min(_RESERVED_BYTES, disk.f_blocks * disk.f_frsize // 8)
+    # Twice: once in the log, once in the file, where room that was removed from is used again.
+    if disk.f_bavail * disk.f_frsize + free_inside - 2 * adds < reserve:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 

@@ -390,7 +390,9 @@ def test_what_can_be_read_of_a_damaged_journal_is_read_first(path: Path, caplog:
             pytest.fail("the damage was not seen")
         assert 1000 < rescued < 3000
         assert append(journal, delivery(b"new")) == [""]
-        assert bodies(journal) == [b"new"]
+        kept = bodies(journal)  # what could be read besides, and what came since
+        assert kept[-1] == b"new"
+        assert rescued < rescued + len(kept) - 1 < 3000
 
 
 def test_pragmas(path: Path) -> None:

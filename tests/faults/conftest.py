@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.oracle import Outcome
+from tests.postgres import own_postgresql, postgresql_server, postgresql_url
+
+__all__ = ["own_postgresql", "postgresql_server", "postgresql_url"]
+
+_OUTCOMES = pytest.StashKey[list[Outcome]]()
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[[Outcome], None]:
+    """Takes an outcome into the table at the end of the run, and fails the test unless the promise was kept."""
+    outcomes = request.config.stash.setdefault(_OUTCOMES, [])
+
+    def take(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        outcome.check()
+
+    return take
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print all outcomes as one table."""
+    outcomes = config.stash.get(_OUTCOMES, [])
+    if not outcomes:
+        return
+    names = ("runs", "acknowledged", "stored", "lost", "duplicates")
+    width = max(len(outcome.fault) for outcome in outcomes)
+    terminalreporter.section("faults")
+    terminalreporter.write_line("  ".join(["fault".ljust(width), *names]))
+    for one in sorted(outcomes, key=lambda outcome: outcome.fault):
+        counts = (one.runs, one.acknowledged, one.stored, len(one.lost), len(one.duplicates))
+        cells = [f"{count:>{len(name)}}" for name, count in zip(names, counts, strict=True)]
+        terminalreporter.write_line("  ".join([one.fault.ljust(width), *cells]))
+
+
+@pytest.fixture
+def kills() -> int:
+    """How many times to kill."""
+    return int(os.environ.get("FAULT_KILLS", "30"))
+
+
+@pytest.fixture
+def power_cuts() -> int:
+    """How many times to cut the power."""
+    return int(os.environ.get("FAULT_POWER_CUTS", "5"))
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Randomness whose seed is printed, and can be given again as FAULT_SEED."""
+    seed = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"FAULT_SEED={seed}")  # noqa: T201 (pytest shows it where the test fails)
+    return random.Random(seed)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind that is supported."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/receiver.db"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url

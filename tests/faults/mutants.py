@@ -1,0 +1,171 @@
+"""Whether the fault tests would notice: each mutant breaks one promise in a copy of the project, and must be caught.
+
+Run as `python -m tests.faults.mutants`, with names of mutants to try only those.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+_ROOT = Path(__file__).parents[2]
+
+
+class Change(NamedTuple):
+    """A text that occurs once in a file, and what takes its place."""
+
+    file: str
+    old: str
+    new: str
+
+
+class Mutant(NamedTuple):
+    """A receiver that breaks a promise, and the tests that must notice."""
+
+    name: str
+    tests: tuple[str, ...]
+    changes: tuple[Change, ...]
+
+
+JOURNAL = "receiver/storage/journal.py"
+PROJECTOR = "receiver/storage/projector.py"
+ENGINE = "receiver/storage/engine.py"
+DATABASE = "receiver/storage/database.py"
+KILL, POWER, DISK, FLEET = (f"tests/faults/test_{name}.py" for name in ("kill", "power", "disk", "fleet"))
+
+MUTANTS = (
+    Mutant(
+        "journal not synced: synchronous=NORMAL",
+        (POWER,),
+        (Change(JOURNAL, '"synchronous": 2,', '"synchronous": 1,'),),  # it is read back against the same value
+    ),
+    Mutant(
+        "database not synced: synchronous=NORMAL",
+        (POWER,),
+        (Change(ENGINE, "PRAGMA synchronous = full", "PRAGMA synchronous = normal"),),
+    ),
+    Mutant(
+        "acknowledge before commit, power cut",
+        (POWER,),
+        (Change(JOURNAL, "self._waiting.append((delivery, done))", "done.set_result(None); {old}"),),
+    ),
+    Mutant(
+        "acknowledge before commit, kill -9",
+        (KILL,),
+        (Change(JOURNAL, "self._waiting.append((delivery, done))", "done.set_result(None); {old}"),),
+    ),
+    Mutant(
+        "acknowledge what the disk refused",
+        (f"{DISK}::test_io_errors",),
+        (
+            Change(
+                JOURNAL,
+                "            if error is None:\n                done",
+                "            if True:\n                done",
+            ),
+        ),
+    ),
+    Mutant(
+        "a damaged journal is thrown away",
+        (f"{DISK}::test_damaged_header",),
+        (Change(JOURNAL, "self._path.rename(aside)", "self._path.unlink()"),),
+    ),
+    Mutant(
+        "delete before the database confirmed",
+        (KILL,),
+        (
+            Change(PROJECTOR, "            self._journal.remove(batch[-1][0])\n", ""),
+            Change(
+                PROJECTOR,
+                "            self._project([delivery",
+                "            self._journal.remove(batch[-1][0])\n{old}",
+            ),
+        ),
+    ),
+    Mutant(
+        "no unique key",
+        (FLEET,),
+        # ON CONFLICT has nothing to find then.
+        (Change("migrations/versions/0001_events.py", '        _unique("events"),\n', ""),),
+    ),
+    Mutant(
+        "a late event sets a stream back",
+        (FLEET,),
+        (Change(DATABASE, "            where=or_(new.since > old.since, same_time_and_later),\n", ""),),
+    ),
+)
+
+
+def _copy(folder: Path) -> None:
+    """Copy what git knows or would add."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=_ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        source = _ROOT / name
+        if source.is_file():  # else it was removed and not committed
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+
+
+def _mutate(folder: Path, changes: Iterable[Change]) -> None:
+    for file, old, new in changes:
+        path = folder / file
+        text = path.read_text()
+        if text.count(old) != 1:
+            sys.exit(f"stale mutant: {file} holds {text.count(old)} times {old!r}")
+        path.write_text(text.replace(old, new.replace("{old}", old)))
+
+
+def _failure(folder: Path, tests: Sequence[str]) -> str:
+    """Which of the tests fails with the receiver in `folder`, and why; nothing if all pass."""
+    environ = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
+    # From another folder, as the tests start it: the copy's receiver must be found, not the one that is installed.
+    program = [sys.executable, "-c", "import receiver; print(receiver.__file__)"]
+    found = subprocess.run(program, cwd="/", env=environ, check=True, capture_output=True, text=True).stdout.strip()
+    if found != str(folder / "receiver/__init__.py"):
+        sys.exit(f"the receiver that would be tested is {found}")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=folder, env=environ, check=False, capture_output=True, text=True)
+    # 0: all passed. 1: some failed. Anything else says nothing about the tests.
+    if done.returncode not in (0, 1):
+        sys.exit(f"pytest ended with {done.returncode}: {done.stdout}{done.stderr}")
+    failed = [line.rpartition("::")[2] for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+    return failed[0] if failed else "failed" * done.returncode
+
+
+def _try(mutant: Mutant) -> bool:
+    """Whether the tests do what they should, with a line about it."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+        folder = Path(name).resolve()
+        _copy(folder)
+        _mutate(folder, mutant.changes)
+        began = time.monotonic()
+        failure = _failure(folder, mutant.tests)
+        seconds = time.monotonic() - began
+    if mutant.changes:
+        result = f"caught by {failure}" if failure else "SURVIVED"
+    else:
+        result = f"FAILS: {failure}" if failure else "passes"
+    tests = " ".join(Path(test).name for test in mutant.tests)
+    print(f"{mutant.name:40}  {tests:33}  {seconds:3.0f} s  {result}", flush=True)  # noqa: T201 (a table)
+    return bool(failure) == bool(mutant.changes)
+
+
+def main(names: Sequence[str]) -> int:
+    """Try the mutants of these names, or all; returns the exit code."""
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    tests = sorted({test for mutant in chosen for test in mutant.tests})
+    unmutated = [Mutant("(unmutated)", (test,), ()) for test in tests]
+    results = [_try(mutant) for mutant in (*unmutated, *chosen)]
+    return 0 if chosen and all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,142 @@
+"""A journal that has grown for days while the database was away."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice, pairwise
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from receiver.metrics import Metrics
+from receiver.storage.database import Database
+from receiver.storage.journal import Journal
+from receiver.tools.sender import load_bodies
+from tests.faults.oracle import Outcome
+from tests.support import Process, running, wait_until
+
+MIB = 2**20
+
+
+@pytest.fixture
+def backlog() -> int:
+    """How many events wait in the journal."""
+    return int(os.environ.get("FAULT_BACKLOG", "20000"))
+
+
+def fill(journal: Path, bodies: Iterator[bytes]) -> None:
+    """Write deliveries to the journal, past the program, as they would have come in the last hours."""
+    Journal(journal, 2**30, Metrics(), threading.Event()).close()
+    began = time.time() - 24 * 3600
+    with closing(sqlite3.connect(journal, isolation_level=None)) as connection:
+        connection.execute("BEGIN")
+        connection.executemany(
+            "INSERT INTO inbox (endpoint, received_at, sent_at, time_text, body) VALUES ('default', ?, ?, ?, ?)",
+            ((at + 0.2, int(at), b"%x" % int(at), body) for n, body in enumerate(bodies) for at in [began + n / 100]),
+        )
+        connection.execute("COMMIT")
+
+
+def remembered(bodies: Iterator[bytes], put: Counter[bytes]) -> Iterator[bytes]:
+    """The bodies, each of which (its SHA-256) is counted in `put` as it is taken."""
+    for body in bodies:
+        put[hashlib.sha256(body).digest()] += 1
+        yield body
+
+
+def compare(fault: str, url: str, put: Counter[bytes]) -> Outcome:
+    """What was put into the journal against what is stored, row by row: not all of it fits into memory."""
+    stored: Counter[bytes] = Counter()
+    engine = create_engine(url)
+    try:
+        with engine.connect().execution_options(yield_per=1000) as connection:
+            for (body,) in connection.execute(text("SELECT body FROM events")):
+                stored[hashlib.sha256(body.encode()).digest()] += 1
+    finally:
+        engine.dispose()
+    return Outcome(
+        fault,
+        1,
+        acknowledged=put.total(),
+        stored=stored.total(),
+        lost=tuple(one.hex() for one in put - stored),
+        duplicates=tuple(one.hex() for one, times in stored.items() if times > 1),
+        altered=tuple(one.hex() for one in stored.keys() - put.keys()),
+    )
+
+
+def peak_memory(receiver: Process) -> int:
+    """The most bytes that the process ever had in memory."""
+    status = Path(f"/proc/{receiver.process.pid}/status").read_text()
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    return int(fields["VmHWM"].removesuffix("kB")) * 1024
+
+
+def progress(receiver: Process) -> tuple[float, float]:
+    """What has left the journal, and what is still in it."""
+    metrics = receiver.metrics()
+    moved = sum(value for (name, _), value in metrics.items() if name == "events_total")
+    return moved, metrics["journal_events", frozenset()]
+
+
+def drain(receiver: Process, backlog: int, bodies: Iterator[bytes]) -> list[tuple[float, float]]:
+    """Post callbacks until the backlog is moved, each of which is answered 200; returns the progress that was seen."""
+    seen = [progress(receiver)]
+    advanced_at = time.monotonic()
+    while seen[-1][0] < backlog:
+        assert receiver.post(next(bodies)).status == 200
+        seen.append(progress(receiver))
+        if seen[-1] != seen[-2]:
+            advanced_at = time.monotonic()
+        assert time.monotonic() < advanced_at + 60, f"no progress at {seen[-1]}"
+        time.sleep(0.02)  # callbacks beside the drain, not instead of it
+    wait_until(lambda: receiver.metric("journal_events") == 0, "an empty journal")
+    return seen
+
+
+def test_backlog(tmp_path: Path, database_url: str, backlog: int, record: Callable[[Outcome], None]) -> None:
+    """A large backlog delays neither start nor callbacks, drains visibly in little memory, and grows no file."""
+    with closing(Database(database_url)) as database:
+        database.migrate()
+    put: Counter[bytes] = Counter()
+    bodies = remembered(load_bodies(), put)
+    journal = tmp_path / "var/journal.db"
+    journal.parent.mkdir()
+    fill(journal, islice(bodies, backlog))
+    size = journal.stat().st_size
+    began = time.perf_counter()
+    with running(tmp_path, tls=False, RECEIVER_DATABASE_URL=database_url) as receiver:
+        assert receiver.operations("/readyz").status == 200
+        ready = time.perf_counter() - began
+        assert progress(receiver)[1] > 0
+        seen = drain(receiver, backlog, bodies)
+        drained = time.perf_counter() - began
+        assert sum(0 < moved < backlog for moved, _ in seen) > 1
+        assert all(before[0] <= after[0] and after[1] <= before[1] + 1 for before, after in pairwise(seen))
+        peak = peak_memory(receiver)
+        assert peak < 256 * MIB
+        assert receiver.metric("journal_bytes") < MIB
+        drained_size = journal.stat().st_size
+        assert drained_size < size + MIB
+        assert Path(f"{journal}-wal").stat().st_size < 17 * MIB  # as much as SQLite is told to keep, and a commit
+        assert {receiver.post(body).status for body in islice(bodies, 50)} == {200}
+        wait_until(lambda: receiver.metric("journal_events") == 0, "an empty journal")
+        assert journal.stat().st_size == drained_size
+        assert receiver.stop() == 0
+        assert receiver.log == ""
+    kind = database_url.partition(":")[0].partition("+")[0]
+    print(  # noqa: T201 (pytest shows it with -rP)
+        f"{backlog} events to {kind}: ready after {ready:.1f} s, drained at {backlog / (drained - ready):.0f} a second,"
+        f" at most {peak / MIB:.0f} MiB"
+    )
+    with closing(sqlite3.connect(journal)) as connection:
+        assert connection.execute("SELECT count(*) FROM inbox").fetchone() == (0,)
+    record(compare(f"backlog of {backlog}, {kind}", database_url, put))
