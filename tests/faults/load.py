@@ -42,11 +42,14 @@ class Receiver(Process):
 
     def spawn(self) -> Self:
         """Start, and wait for nothing."""
+        # coverage keeps its data in SQLite too, and would meet the errors that strace gives to the receiver.
+        hidden = "COVERAGE" if self.under else "\0"
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
         with self._out.open("wb") as stdout, self.log_file.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [*self.under, sys.executable, "-m", "receiver", "serve"],
                 cwd=self.folder,
-                env=os.environ | self.environ,
+                env=environ | self.environ,
                 stdout=stdout,
                 stderr=stderr,
             )

@@ -73,6 +73,17 @@ def compare(fault: str, url: str, put: Counter[bytes]) -> Outcome:
     )
 
 
+def out_of_order(url: str) -> int:
+    """How many events were stored later than one that had been sent later."""
+    pairs = "SELECT sent_at, lag(sent_at) OVER (ORDER BY id) AS before FROM events"
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            return connection.scalar(text(f"SELECT count(*) FROM ({pairs}) AS pairs WHERE sent_at < before")) or 0
+    finally:
+        engine.dispose()
+
+
 def peak_memory(receiver: Process) -> int:
     """The most bytes that the process ever had in memory."""
     status = Path(f"/proc/{receiver.process.pid}/status").read_text()
@@ -103,7 +114,7 @@ def drain(receiver: Process, backlog: int, bodies: Iterator[bytes]) -> list[tupl
 
 
 def test_backlog(tmp_path: Path, database_url: str, backlog: int, record: Callable[[Outcome], None]) -> None:
-    """A large backlog delays neither start nor callbacks, drains visibly in little memory, and grows no file."""
+    """A large backlog delays neither start nor callbacks, drains in order and in little memory, and grows no file."""
     with closing(Database(database_url)) as database:
         database.migrate()
     put: Counter[bytes] = Counter()
@@ -139,4 +150,5 @@ def test_backlog(tmp_path: Path, database_url: str, backlog: int, record: Callab
     )
     with closing(sqlite3.connect(journal)) as connection:
         assert connection.execute("SELECT count(*) FROM inbox").fetchone() == (0,)
+    assert out_of_order(database_url) == 0
     record(compare(f"backlog of {backlog}, {kind}", database_url, put))

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
 import psycopg
@@ -167,6 +169,8 @@ class Clients:
 
     def __init__(self, receiver: Process) -> None:
         self.acknowledged: dict[str, list[bytes]] = {uuid4().hex: [] for _ in range(CONNECTIONS)}
+        self.began, self.ended = datetime.now(UTC), datetime.max.replace(tzinfo=UTC)
+        self.longest = timedelta()  # that one was waited for
         self._receiver = receiver
         self._problems: list[str] = []
         self._stopping = threading.Event()
@@ -182,6 +186,7 @@ class Clients:
         self._stopping.set()
         for thread in self._threads:
             thread.join()
+        self.ended = datetime.now(UTC)
         assert not self._problems
 
     @property
@@ -203,9 +208,11 @@ class Clients:
             with closing(self._receiver.connection()) as connection:
                 for number in count():
                     body = event_body(job_id, number)
+                    began = time.monotonic()
                     connection.request("POST", self._receiver.target(), body)
                     response = connection.getresponse()
                     assert (response.status, response.read()) == (200, b'{"status":"accepted"}')
+                    self.longest = max(self.longest, timedelta(seconds=time.monotonic() - began))
                     self.acknowledged[job_id].append(body)
                     if self._stopping.wait(0.02):  # a load, not a flood: two processors also run what is tested
                         return
@@ -223,13 +230,24 @@ def event_body(job_id: str, number: int) -> bytes:
     return body_of("SHOOT_SCRIPT_SWITCH", ids | script)
 
 
+class Row(NamedTuple):
+    """What the order of a stored event shows in, and the event."""
+
+    number: int
+    job_id: str
+    sent_at: datetime
+    received_at: datetime
+    digest: bytes
+    body: bytes
+
+
 def compare(fault: str, site: Site, *clients: Clients) -> Outcome:
     """What was acknowledged against what is stored, which must be in the order in which each connection sent it."""
+    columns = "id, job_id, sent_at, received_at, digest, convert_to(body, 'UTF8')"
+    rows = [Row(*values) for values in site.sql(f"SELECT {columns} FROM events")]
     sent = {job_id: bodies for one in clients for job_id, bodies in one.acknowledged.items()}
-    rows = site.sql("SELECT job_id, sent_at, received_at, digest, convert_to(body, 'UTF8') FROM events")
-    assert len({(sent_at, digest) for _, sent_at, _, digest, _ in rows}) == len(rows)
-    stored = Counter(body for *_, body in rows)
     names = {body: f"{job_id}, {number}" for job_id, bodies in sent.items() for number, body in enumerate(bodies)}
+    stored = Counter(row.body for row in rows)
     outcome = Outcome(
         fault,
         1,
@@ -239,29 +257,40 @@ def compare(fault: str, site: Site, *clients: Clients) -> Outcome:
         duplicates=tuple(names.get(body, str(body)) for body, times in stored.items() if times > 1),
         altered=tuple(str(body) for body in stored if body not in names),
     )
-    if not outcome.lost:
-        # By arrival alone, and as the views order a job.
-        by_arrival, by_time = ({job_id: list[bytes]() for job_id in sent} for _ in range(2))
-        for job_id, *_, body in sorted(rows, key=lambda row: row[2]):
-            by_arrival[job_id].append(body)
-        for job_id, *_, body in sorted(rows, key=lambda row: row[1:3]):
-            by_time[job_id].append(body)
-        assert by_arrival == by_time == sent, f"{fault}: the order is another"
-        last = {job_id: STATES[(len(bodies) - 1) // 3 % len(STATES)] for job_id, bodies in sent.items()}
-        assert dict(site.sql("SELECT job_id, state FROM streams")) == last
-        assert site.sql("SELECT reason FROM quarantine") == []
+    outcome.check()
+    assert len({(row.sent_at, row.digest) for row in rows}) == len(rows)
+    for one in clients:
+        for job_id, bodies in one.acknowledged.items():
+            job = [row for row in rows if row.job_id == job_id]
+            assert_order(job, bodies)
+            assert all(one.began <= row.received_at <= one.ended for row in job)
+    last = {job_id: STATES[(len(bodies) - 1) // 3 % len(STATES)] for job_id, bodies in sent.items()}
+    assert dict(site.sql("SELECT job_id, state FROM streams")) == last
+    assert site.sql("SELECT reason FROM quarantine") == []
     return outcome
+
+
+def assert_order(job: list[Row], bodies: list[bytes]) -> None:
+    """By arrival, and as the views order a job, they are in the order in which they were sent; so they were stored."""
+    assert [row.body for row in sorted(job, key=lambda row: row.received_at)] == bodies
+    assert [row.body for row in sorted(job, key=lambda row: (row.sent_at, row.received_at))] == bodies
+    seconds = [row.sent_at for row in sorted(job)]  # in one batch those of a second have no order
+    assert seconds == sorted(seconds)
 
 
 @dataclass(frozen=True)
 class Outage:
-    """How an outage begins, a part of what the log says of it, with which reasons, and how many attempts it lasts."""
+    """How an outage begins, a part of what the log says of it, with which reasons, and how many attempts it lasts.
+
+    In a silence the server does not even refuse: an attempt ends with the receiver's own patience.
+    """
 
     begin: Callable[[Site], End]
     says: str = ""
     reasons: tuple[str, ...] = ("connection",)
     attempts: int = 3
     from_the_start: bool = False
+    is_silence: bool = False
 
     def __str__(self) -> str:
         return self.begin.__name__.replace("_", " ")
@@ -280,10 +309,14 @@ def survive(site: Site, outage: Outage, folder: Path, record: Record, fault: str
                     during.go_on_for(2)
                     wait_until(lambda: receiver.metric("database_up") == 1, "a database in use")
                     away.callback(outage.begin(site))
+                began = datetime.now(UTC)
                 wait_until(lambda: attempts(receiver) >= outage.attempts, "failed attempts", 120)
                 during.go_on_for(10)
-            # The outage is not over, and all that was sent is answered.
+            # All that was sent is answered, and the outage is not over.
             assert_it_is_away(receiver, outage, during)
+            if outage.is_silence:
+                # Nobody waited for as long as the projector did.
+                assert during.longest < (during.ended - began) / 2
             away.close()
             with Clients(receiver) as after:
                 after.go_on_for(3)
@@ -432,7 +465,7 @@ def disk_full_until_the_server_stops(site: Site) -> End:
         Outage(no_connection_left, "connection slots"),
         Outage(schema_missing, "run `receiver migrate`", ("schema",), from_the_start=True),
         Outage(schema_newer, "upgrade the receiver", ("schema",), from_the_start=True),
-        Outage(frozen, attempts=1),
+        Outage(frozen, attempts=1, is_silence=True),
         Outage(frozen_from_the_start, attempts=1, from_the_start=True),
     ],
     ids=str,
@@ -460,7 +493,8 @@ def test_connection_cut_at_commit(site: Site, cut: Cut, tmp_path: Path, record: 
             proxy.cut = cut
             return proxy.heal
 
-        survive(replace(site, port=proxy.port), Outage(begin), tmp_path, record, f"connection cut {cut} COMMIT")
+        outage = Outage(begin, is_silence=cut.is_silent)
+        survive(replace(site, port=proxy.port), outage, tmp_path, record, f"connection cut {cut} COMMIT")
         assert proxy.cuts >= (1 if cut.is_silent else 3)
 
 
@@ -477,6 +511,7 @@ def test_restarts(site: Site, tmp_path: Path, record: Record) -> None:
             clients.go_on_for(3)
         wait_until(lambda: receiver.metric("journal_events") == 0, "an empty journal")
         record(replace(compare("database: restarts", site, clients), runs=3))
+        assert projected(receiver) == clients.total
         said = [line["event"] for line in log_lines(receiver)]
         assert said == ["database down", "database up again"] * (len(said) // 2)
         assert len(said) <= 6
