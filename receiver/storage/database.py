@@ -22,6 +22,7 @@ from receiver.storage.engine import READ_ONLY, Deadline, connect
 from receiver.storage.schema import events, quarantine, streams
 
 _PRUNE_BATCH = 1000
+_NO_LIMITS = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0"
 _MIGRATION_LOCK = 0x4D53_5341  # any number that only this program uses as an advisory lock
 
 # Classes of SQLSTATE: data, integrity, CHECK OPTION, program limits (such as an index row's size), a trigger's RAISE.
@@ -56,7 +57,7 @@ class Database:
         with self._engine.begin() as connection:
             if not self.is_sqlite:  # where BEGIN IMMEDIATE is the lock
                 # Another migration, or a table of many rows, may take as long as it takes.
-                connection.execute(text("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0"))
+                connection.execute(text(_NO_LIMITS))
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             before, head = _revisions(connection)
             if before != head:
@@ -130,7 +131,9 @@ class Database:
     def count_older(self, before: datetime) -> dict[str, int]:
         """How many rows of each table `prune` would delete."""
         doomed = {events: events.c.sent_at < before, quarantine: quarantine.c.sent_at < before, streams: _ended(before)}
-        with self._begin(read_only=True) as connection:
+        with self._engine.execution_options(**{READ_ONLY: True}).begin() as connection:
+            if not self.is_sqlite:  # counting many rows takes as long as it takes, and holds nobody up
+                connection.execute(text(_NO_LIMITS))
             return {
                 table.name: connection.scalar(select(func.count()).select_from(table).where(condition)) or 0
                 for table, condition in doomed.items()
