@@ -27,6 +27,7 @@ from receiver.storage.salvage import salvage
 
 _T = TypeVar("_T")
 _PAGE_BYTES = 4096
+_SYNCHRONOUS = 2  # FULL: a commit is an fsync
 _LARGEST_COMMIT = 1000  # deliveries in one transaction
 _LARGEST_READ_BYTES = 8 * 2**20  # of bodies in one read
 _MOST_WAITING_BYTES = 64 * 2**20  # of bodies in memory, before the disk took them
@@ -181,12 +182,14 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=0)
         try:
-            # EXCLUSIVE: no second process, and the WAL's index in memory. FULL: a commit is an fsync.
+            # EXCLUSIVE: no second process, and the WAL's index in memory.
+            # Debian's SQLite would write zeros over all that is removed, for which a full disk has no space.
             for pragma, wanted in {
                 "page_size": _PAGE_BYTES,
+                "secure_delete": 0,
                 "locking_mode": "exclusive",
                 "journal_mode": "wal",
-                "synchronous": 2,
+                "synchronous": _SYNCHRONOUS,
                 "max_page_count": self._max_pages,
                 "journal_size_limit": 16 * 2**20,
             }.items():
@@ -194,6 +197,7 @@ class Journal:
                 (got,) = connection.execute(f"PRAGMA {pragma}").fetchone()
                 if got != wanted and pragma != "max_page_count":  # which is never less than the file has now
                     raise sqlite3.OperationalError(f"PRAGMA {pragma} is {got}, not {wanted}")  # noqa: TRY301
+            _empty_log(connection)
             connection.execute(_SCHEMA)
             if not existed:
                 # SQLite syncs the WAL's directory entry, but not the file's own.
@@ -217,7 +221,10 @@ class Journal:
     def _transaction(self, write: Callable[[sqlite3.Connection], object], *, adds: int = 0) -> None:
         def transaction(connection: sqlite3.Connection) -> None:
             if adds:
-                _check_space(self._path.parent, adds, _free_bytes(connection))
+                _check_space(self._path, adds, connection)
+            # A removal has no sync of its own (1 is NORMAL): the next commit's brings it along. What a power cut
+            # brings back is recognised by the database.
+            connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS if adds else 1}")
             connection.execute("BEGIN IMMEDIATE")
             write(connection)
             connection.execute("COMMIT")
@@ -307,12 +314,27 @@ def _free_bytes(connection: sqlite3.Connection) -> int:
     return pages * _PAGE_BYTES
 
 
-def _check_space(folder: Path, adds: int, free_inside: int) -> None:
+def _empty_log(connection: sqlite3.Connection) -> None:
+    """Bring all that the WAL holds into the file, and sync it, before anything is written behind it.
+
+    After an fsync that failed, Linux takes the pages for clean: what is read of them now may never have reached the
+    disk, and what came behind them in the log would be lost with them.
+    """
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error as error:
+        if not _is_full(error):
+            raise
+
+
+def _check_space(path: Path, adds: int, connection: sqlite3.Connection) -> None:
     """Leave so much of the disk that deliveries can still be removed: on a full disk SQLite cannot delete either."""
-    disk = os.statvfs(folder)
+    disk = os.statvfs(path.parent)
     reserve = min(_RESERVED_BYTES, disk.f_blocks * disk.f_frsize // 8)
+    pages: int = connection.execute("PRAGMA page_count").fetchone()[0]
+    grows = pages * _PAGE_BYTES - path.stat().st_size  # when the log is brought into the file
     # Twice: once in the log, once in the file, where room that was removed from is used again.
-    if disk.f_bavail * disk.f_frsize + free_inside - 2 * adds < reserve:
+    if disk.f_bavail * disk.f_frsize + _free_bytes(connection) - grows - 2 * adds < reserve:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

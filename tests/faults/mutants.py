@@ -43,7 +43,7 @@ MUTANTS = (
     Mutant(
         "journal not synced: synchronous=NORMAL",
         (POWER,),
-        (Change(JOURNAL, '"synchronous": 2,', '"synchronous": 1,'),),  # it is read back against the same value
+        (Change(JOURNAL, "_SYNCHRONOUS = 2", "_SYNCHRONOUS = 1"),),  # it is read back against the same value
     ),
     Mutant(
         "database not synced: synchronous=NORMAL",

@@ -407,6 +407,28 @@ def test_pragmas(path: Path) -> None:
             assert journal._run(partial(journal._attempt, read_back)) == wanted  # noqa: SLF001 (nothing outside shows them)
 
 
+def test_log_of_the_last_run_is_emptied_first(path: Path) -> None:
+    """What an ended process has left in the log is in the file, and synced, before anything is written behind it."""
+    run_in_child(append_and_die, str(path))
+    log = Path(f"{path}-wal")
+    assert log.stat().st_size > 0
+    with opened(path) as journal:
+        assert log.stat().st_size == 0
+        assert len(bodies(journal)) == 20
+
+
+def test_removal_writes_little(path: Path) -> None:
+    """Removing large deliveries needs no space of their size: a disk that they have filled has none."""
+    log = Path(f"{path}-wal")
+    with opened(path) as journal:
+        append(journal, *numbered(20, MIB))
+    with opened(path) as journal:
+        assert log.stat().st_size == 0
+        journal.remove(journal.read(5)[-1][0])
+        assert journal.read(1)[0][0] == 6
+        assert 0 < log.stat().st_size < 100 * KIB
+
+
 def test_metrics_from_the_start(path: Path) -> None:
     """What an earlier run left shows at once, and the metrics follow each append and removal."""
     metrics = Metrics()
