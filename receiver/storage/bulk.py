@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, LargeBinary, Table, func, select, text
+from sqlalchemy import Connection, LargeBinary, Select, Table, Text, bindparam, cast, column, func, select
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.sql.dml import ReturningInsert
 
 Row = dict[str, Any]
 Key = tuple[datetime, bytes]  # (sent_at, digest): what makes a delivery the same one
@@ -25,21 +27,33 @@ def insert_new(connection: Connection, table: Table, rows: Mapping[Key, Row]) ->
 
 
 def _insert_postgresql(connection: Connection, table: Table, rows: Mapping[Key, Row]) -> set[Key]:
-    """One parameter, whatever the number of rows: a statement with thousands of them costs six times as much."""
-    columns = [column for column in table.columns if column.name != "id"]
-    dialect: Dialect = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
-    binary = {column.name for column in columns if isinstance(column.type, LargeBinary)}
-    kinds = [f"{c.name} {'text' if c.name in binary else c.type.compile(dialect)}" for c in columns]
-    values = [f"decode({c.name}, 'hex')" if c.name in binary else c.name for c in columns]
-    statement = text(
-        f"INSERT INTO {table.name} ({', '.join(column.name for column in columns)})"  # noqa: S608 (our own names)
-        f" SELECT {', '.join(values)} FROM json_to_recordset(CAST(:rows AS json)) AS given ({', '.join(kinds)})"
-        " ON CONFLICT DO NOTHING RETURNING sent_at, digest"
-    )
-    given = json.dumps(list(rows.values()), ensure_ascii=False, default=_in_json)
-    return {
-        (sent_at.astimezone(UTC), bytes(digest)) for sent_at, digest in connection.execute(statement, {"rows": given})
-    }
+    new = connection.execute(_new_from_json(table), {"rows": in_json(list(rows.values()))})
+    return {(sent_at, digest) for sent_at, digest in new}
+
+
+@cache
+def _new_from_json(table: Table) -> ReturningInsert[Any]:
+    names = [one.name for one in table.columns if one.name != "id"]
+    insert = postgresql.insert(table).from_select(names, given(table, names))
+    return insert.on_conflict_do_nothing().returning(table.c.sent_at, table.c.digest)
+
+
+def given(table: Table, names: Sequence[str]) -> Select[Any]:
+    """The rows, of these columns of `table`, that PostgreSQL is given as JSON in the one parameter `rows`.
+
+    A statement with thousands of parameters costs six times as much. And many rows given one by one are a pipeline
+    to the driver, which ends in a state that ``idle_in_transaction_session_timeout`` does not see.
+    """
+    binary = {name for name in names if isinstance(table.c[name].type, LargeBinary)}
+    kinds = [column(name, Text() if name in binary else table.c[name].type) for name in names]
+    parsed = func.json_to_recordset(cast(bindparam("rows", type_=Text()), postgresql.JSON))
+    rows = parsed.table_valued(*kinds, name="given").render_derived(with_types=True)
+    return select(*(func.decode(one, "hex") if one.name in binary else one for one in rows.columns))
+
+
+def in_json(rows: Sequence[Row]) -> str:
+    """The rows as `given` reads them."""
+    return json.dumps(rows, ensure_ascii=False, default=_in_json)
 
 
 def _in_json(value: datetime | bytes) -> str:

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
 from receiver.protocol.events import StreamState
-from receiver.storage.bulk import Key, Row, insert_new
+from receiver.storage.bulk import Key, Row, given, in_json, insert_new
 from receiver.storage.engine import READ_ONLY, Deadline, connect
 from receiver.storage.schema import events, quarantine, streams
 
@@ -158,12 +158,17 @@ class Database:
         # Not those that were there already: a repeat says what was so then, and may come after what is so now.
         newest = _newest_states(row for key, row in new_events.items() if key in stored.events)
         if newest:
-            connection.execute(self._upsert_streams(), newest)
+            connection.execute(self._upsert_streams(), newest if self.is_sqlite else {"rows": in_json(newest)})
         return stored
 
     def _upsert_streams(self) -> sqlite.Insert | postgresql.Insert:
         """Set a job's current state, unless the one that is there is newer."""
-        insert = sqlite.insert(streams) if self.is_sqlite else postgresql.insert(streams)
+        insert: sqlite.Insert | postgresql.Insert
+        if self.is_sqlite:
+            insert = sqlite.insert(streams)
+        else:
+            names = list(streams.columns.keys())
+            insert = postgresql.insert(streams).from_select(names, given(streams, names))
         old, new = streams.c, insert.excluded
         same_time_and_later = and_(new.since == old.since, new.received_at >= old.received_at)
         return insert.on_conflict_do_update(

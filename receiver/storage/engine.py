@@ -6,6 +6,7 @@ import os
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,12 @@ from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_u
 
 _DEADLINE = 15.0  # seconds for a transaction, connecting aside; the server's own limits come first
 READ_ONLY = "read_only"  # the execution option of a transaction that writes nothing
-_SERVER_LIMITS = "-c statement_timeout=10s -c lock_timeout=5s -c timezone=UTC"
+_BUSY_TIMEOUT = 5.0  # seconds to wait for another's SQLite transaction
+# A connection that breaks in silence leaves its transaction open, with locks on keys that are to be written again:
+# the server ends it when nothing has come for a while.
+_SERVER_LIMITS = (
+    "-c statement_timeout=10s -c lock_timeout=5s -c idle_in_transaction_session_timeout=10s -c timezone=UTC"
+)
 
 
 def connect(url: str) -> Engine:
@@ -26,7 +32,7 @@ def connect(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": 5})
+        engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": _BUSY_TIMEOUT})
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -43,8 +49,22 @@ def connect(url: str) -> Engine:
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     # The driver's own transaction control begins none for SELECT and DDL: leave BEGIN to _begin_sqlite.
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = wal")
+    _use_wal(connection)
     connection.execute("PRAGMA synchronous = full")
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # Two that make one new file a WAL database do not wait for each other, whatever their timeout: try again.
+    give_up_at = time.monotonic() + _BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = wal")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:

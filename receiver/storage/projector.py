@@ -32,6 +32,7 @@ _LINGER = 0.1  # seconds
 _SHORTEST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 10.0
 _COUNT_STREAMS_EVERY = 5.0
+_MOST_PROBLEMS = 5
 
 
 class Projector:
@@ -44,7 +45,7 @@ class Projector:
         self._grown = grown
         self._stopping = threading.Event()
         self._stop_at = 0.0
-        self._problem: str | None = None
+        self._problems: set[tuple[str, str]] = set()
         self._schema_is_right = False
         self._streams_counted_at = float("-inf")
         self._latest: dict[str, float] = {}
@@ -96,9 +97,9 @@ class Projector:
             self._journal.remove(batch[-1][0])
         self._count_streams()
         self._metrics.database_up.set(1)
-        if self._problem is not None:
+        if self._problems:
             logger.warning("database up again")
-            self._problem = None
+            self._problems.clear()
         return len(batch)
 
     def _is_over(self) -> bool:
@@ -166,9 +167,12 @@ class Projector:
         self._metrics.database_up.set(0)
         self._database.drop_connections()
         self._schema_is_right = False
-        if reason != self._problem:
-            logger.error("database down", extra={"reason": reason, "problem": problem_of(error)})
-            self._problem = reason
+        found = reason, problem_of(error)
+        # An outage may change its face: it is said once of each, and not of ever more.
+        if found not in self._problems and len(self._problems) < _MOST_PROBLEMS:
+            message = "database still down" if self._problems else "database down"
+            logger.error(message, extra={"reason": reason, "problem": found[1]})
+            self._problems.add(found)
 
 
 def to_row(delivery: Delivery) -> Row:

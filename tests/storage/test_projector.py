@@ -421,7 +421,22 @@ def migrate(url: str) -> None:
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records]
+    """What was said, but for further problems of one outage."""
+    return [record.message for record in caplog.records if record.message != "database still down"]
+
+
+def test_outage_that_changes_its_face(
+    own_postgresql: PostgreSQL, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each problem of one outage is said once, so that the last one can be read too, and at most five are."""
+    with new_database(own_postgresql.url) as url, laid(tmp_path, url) as line:
+        for problem in ("one", "two", "one", *"abcdefgh"):
+            line.projector._report(RuntimeError(problem))  # noqa: SLF001 (no server has that many problems at once)
+        migrate(url)
+        line.projector.step()
+    said = [(record.message, vars(record).get("problem")) for record in caplog.records]
+    still = [("database still down", f"RuntimeError: {problem}") for problem in ("two", "a", "b", "c")]
+    assert said == [("database down", "RuntimeError: one"), *still, ("database up again", None)]
 
 
 def test_outage(outage: Outage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
