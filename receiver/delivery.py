@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class NotDurableError(Exception):
     """The delivery could not be put on disk. The message says why, for logs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """An authentic callback. Times are POSIX seconds; `time_text` is hwTime as received, empty without a signature.
 
     `quarantine_reason` is set where the delivery is to be kept, but not to be believed.

@@ -9,8 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import re
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 LONGEST_NAME = 255  # characters of an id, type or state: these are indexed
 _INTEGERS = 2**63  # from minus that to below it: what a database's bigint holds
@@ -61,8 +60,7 @@ class EventError(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One event. Fields are the vendor's; those that its type does not have, or that were left out, are None."""
 
     event_type: str
@@ -182,10 +180,10 @@ def _field(message: dict[str, Any], name: str) -> Any:  # noqa: ANN401 (an Event
 def _text(fields: dict[str, Any], name: str, longest: int | None) -> str | None:
     """A field's text. Numbers count as text, as they come either way; nothing and the empty string are None."""
     value = fields.get(name)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
     if value is None or value == "":
         return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     if not isinstance(value, str):
         raise EventError(Reason.INVALID_FIELD, f"{name} is not a string")
     if longest is not None and len(value) > longest:
@@ -215,6 +213,8 @@ def _integer(fields: dict[str, Any], name: str) -> int | None:
 
 
 def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -77,4 +77,4 @@ def _insert_sqlite(connection: Connection, table: Table, rows: Mapping[Key, Row]
 
 def _in_sqlite(time: datetime) -> str:
     """As SQLAlchemy writes and SQLite's date functions read it."""
-    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")

@@ -35,7 +35,7 @@ _RESERVED_BYTES = 16 * 2**20  # of the disk
 _SCHEMA = """CREATE TABLE IF NOT EXISTS inbox (
     id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, received_at REAL NOT NULL, sent_at REAL NOT NULL,
     time_text BLOB NOT NULL, body BLOB NOT NULL, quarantine_reason TEXT)"""
-_COLUMNS = "endpoint, received_at, sent_at, time_text, body, quarantine_reason"
+_COLUMNS = ", ".join(Delivery._fields)
 _INSERT = f"INSERT INTO inbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 (constants)
 _SELECT = f"SELECT id, {_COLUMNS} FROM inbox ORDER BY id LIMIT ?"  # noqa: S608 (constants)
 _OLDEST = "SELECT id, received_at FROM inbox ORDER BY id LIMIT 1"
@@ -211,11 +211,10 @@ class Journal:
 
     def _commit(self, deliveries: list[Delivery]) -> None:
         started = time.perf_counter()
-        rows = [(d.endpoint, d.received_at, d.sent_at, d.time_text, d.body, d.quarantine_reason) for d in deliveries]
         size = sum(len(delivery.body) for delivery in deliveries)
-        self._transaction(lambda connection: connection.executemany(_INSERT, rows), adds=size)
+        self._transaction(lambda connection: connection.executemany(_INSERT, deliveries), adds=size)
         self._metrics.journal_commit_duration_seconds.observe(time.perf_counter() - started)
-        self._metrics.journal_batch_events.observe(len(rows))
+        self._metrics.journal_batch_events.observe(len(deliveries))
         self._grown.set()
 
     def _transaction(self, write: Callable[[sqlite3.Connection], object], *, adds: int = 0) -> None:

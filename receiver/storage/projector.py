@@ -9,6 +9,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -48,7 +49,7 @@ class Projector:
         self._problems: set[tuple[str, str]] = set()
         self._schema_is_right = False
         self._streams_counted_at = float("-inf")
-        self._latest: dict[str, float] = {}
+        self._latest: dict[str, datetime] = {}  # by event type
         self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
 
     def start(self) -> None:
@@ -131,6 +132,8 @@ class Projector:
             self._store([quarantine_row(delivery, "refused")])
 
     def _count(self, rows: Sequence[Row], stored: Stored) -> None:
+        events: Counter[tuple[str, str, str]] = Counter()
+        transitions: Counter[str] = Counter()
         for row in rows:
             outcome, keys = ("quarantined", stored.quarantine) if "reason" in row else ("stored", stored.events)
             key = (row["sent_at"], row["digest"])
@@ -138,16 +141,17 @@ class Projector:
                 outcome = "duplicate"
             keys.discard(key)  # of exact repeats in one batch the first is stored, the others are duplicates
             event_type = known(row.get("event_type"), EVENT_TYPES)
-            self._metrics.events_total.labels(row["endpoint"], event_type, outcome).inc()
+            events[row["endpoint"], event_type, outcome] += 1
             if outcome == "stored":
-                self._count_event(event_type, row)
-
-    def _count_event(self, event_type: str, row: Row) -> None:
-        latest = max(self._latest.get(event_type, 0), row["sent_at"].timestamp())
-        self._latest[event_type] = latest
-        self._metrics.last_event_timestamp_seconds.labels(event_type).set(latest)
-        if row["state"] is not None:
-            self._metrics.stream_transitions_total.labels(known(row["state"], STATES)).inc()
+                self._latest[event_type] = max(self._latest.get(event_type, row["sent_at"]), row["sent_at"])
+                if row["state"] is not None:
+                    transitions[known(row["state"], STATES)] += 1
+        for labels, count in events.items():
+            self._metrics.events_total.labels(*labels).inc(count)
+        for state, count in transitions.items():
+            self._metrics.stream_transitions_total.labels(state).inc(count)
+        for event_type, latest in self._latest.items():
+            self._metrics.last_event_timestamp_seconds.labels(event_type).set(latest.timestamp())
 
     def _count_streams(self) -> None:
         if time.monotonic() - self._streams_counted_at < _COUNT_STREAMS_EVERY:
@@ -188,7 +192,7 @@ def to_row(delivery: Delivery) -> Row:
 
 def event_columns(event: Event, body: bytes) -> Row:
     """The columns of ``events`` that come from the body alone."""
-    return {**{name: getattr(event, name) for name in Event.__slots__}, "body": body.decode()}
+    return {**event._asdict(), "body": body.decode()}
 
 
 def quarantine_row(delivery: Delivery, reason: str) -> Row:

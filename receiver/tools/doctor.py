@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -131,11 +131,10 @@ def describe_body(body: bytes) -> list[str]:
         event = parse(body)
     except EventError as error:
         return [f"the body would be kept in quarantine: {error}"]
-    shown = ((one.name, getattr(event, one.name)) for one in fields(event))
     return ["the body is understood:"] + [
         # Printable, whatever a body holds: it goes to a terminal.
         f"  {name} = {'****' if name == 'stream_key' else printable(value)}"
-        for name, value in shown
+        for name, value in event._asdict().items()
         if value is not None
     ]
 

@@ -4,7 +4,6 @@ import json
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import permutations
 from pathlib import Path
@@ -149,7 +148,7 @@ def test_repeat_is_stored_once(database: Database) -> None:
 def test_same_second_is_not_the_same_event(database: Database) -> None:
     """Events of one second, even with one signature, are several where the body, the endpoint or hwTime differs."""
     one = delivery(state="CONNECTED")
-    others = [replace(one, endpoint="other"), replace(one, time_text=one.time_text.upper()), delivery(state="END")]
+    others = [one._replace(endpoint="other"), one._replace(time_text=one.time_text.upper()), delivery(state="END")]
     rows = [to_row(found) for found in (one, *others)]
     assert len({row["sent_at"] for row in rows}) == 1
     assert database.store(rows, []).events == keys(*rows)
