@@ -11,6 +11,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Identity,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
@@ -41,6 +43,10 @@ class UTCDateTime(TypeDecorator[datetime]):
             return None
         aware: datetime = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         return aware
+
+
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 def _id() -> Column[int]:
@@ -71,6 +77,7 @@ events = Table(
     Column("reply_id", Text),
     Column("body", Text, nullable=False),
     UniqueConstraint("sent_at", "digest"),
+    _partial_index("events_states", "job_id", "sent_at", where="state IS NOT NULL"),
 )
 
 quarantine = Table(
@@ -95,4 +102,16 @@ streams = Table(
     Column("state", Text, nullable=False),
     _time("since"),
     _time("received_at"),
+    _partial_index("streams_open", "since", where="state <> 'END'"),
+)
+
+# Where a job's events are: from the first on, and none after `sent_until`. A trigger of `events` keeps it.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("room_id", Text),
+    _time("first_sent_at"),
+    _time("sent_until"),
+    Index("jobs_first_sent_at", "first_sent_at"),
 )

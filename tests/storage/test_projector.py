@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, MetaData, create_engine, select, text
+from sqlalchemy import URL, create_engine, inspect, select, text
 from sqlalchemy.exc import OperationalError
 
 from receiver.delivery import Delivery, NotDurableError
@@ -21,7 +21,7 @@ from receiver.storage.bulk import Row
 from receiver.storage.database import Database, SchemaError, is_refusal
 from receiver.storage.journal import Journal
 from receiver.storage.projector import Projector, reason_of, to_row
-from receiver.storage.schema import events, metadata, quarantine, streams
+from receiver.storage.schema import events, quarantine, streams
 from tests.postgres import PostgreSQL, new_database
 from tests.support import SAMPLES, wait_until
 
@@ -109,6 +109,23 @@ def rows(url: str, table: Any) -> list[Row]:
         with engine.connect() as connection:
             order = (table.c.since if table is streams else table.c.sent_at, table.c.received_at)
             return [dict(row) for row in connection.execute(select(table).order_by(*order)).mappings()]
+    finally:
+        engine.dispose()
+
+
+def empty(url: str) -> None:
+    """Drop all that is in the database."""
+    engine = create_engine(url)
+    try:
+        with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.execute(text("DROP SCHEMA public CASCADE"))
+                connection.execute(text("CREATE SCHEMA public"))
+                return
+            found = inspect(connection)
+            for kind, names in (("VIEW", found.get_view_names()), ("TABLE", found.get_table_names())):
+                for name in names:
+                    connection.execute(text(f"DROP {kind} {name}"))
     finally:
         engine.dispose()
 
@@ -274,9 +291,7 @@ def test_refusals(database: Database) -> None:
 
 def test_missing_table_is_not_the_rows_fault(database: Database, database_url: str) -> None:
     """A table that is gone is the database's trouble: nothing goes to quarantine for it."""
-    engine = create_engine(database_url)
-    metadata.drop_all(engine)
-    engine.dispose()
+    empty(database_url)
     with pytest.raises(Exception, match="events") as caught:
         database.store([to_row(delivery(body(state="END")))], [])
     assert not is_refusal(caught.value)
@@ -507,11 +522,7 @@ def test_database_that_is_replaced(database_url: str, tmp_path: Path) -> None:
     with started(tmp_path, database_url) as line:
         line.put(delivery(body(state="CONNECTED")))
         wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
-        engine = create_engine(database_url)
-        empty = MetaData()
-        empty.reflect(engine)
-        empty.drop_all(engine)
-        engine.dispose()
+        empty(database_url)
         line.put(delivery(body(state="END"), 1))
         wait_until(lambda: line.metric("projector_errors_total", reason="schema") >= 1, "an attempt")
         migrate(database_url)
