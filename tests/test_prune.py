@@ -15,13 +15,13 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Table, create_engine, func, select
+from sqlalchemy import Table, create_engine, func, select, text
 
 from receiver.cli import main
 from receiver.delivery import Delivery
 from receiver.storage.database import Database
 from receiver.storage.projector import quarantine_row, to_row
-from receiver.storage.schema import events, quarantine, streams
+from receiver.storage.schema import events, jobs, quarantine, streams
 from tests.faults.load import Load, Receiver, ended
 from tests.faults.oracle import compare
 from tests.postgres import own_postgresql, postgresql_server, postgresql_url
@@ -264,3 +264,30 @@ def test_beside_a_receiver(database_url: str, tmp_path: Path) -> None:
     if not database_url.startswith("sqlite"):  # where one writer may have to wait for another
         assert not any(errors.values())
         assert receiver.log == ""
+
+
+def test_jobs(database_url: str) -> None:
+    """A job that loses its oldest events begins with the first that is left; one that loses all is no more."""
+    before = datetime(2024, 9, 11, tzinfo=UTC)
+    times: dict[str, list[float]] = {
+        "gone": [-9, -8],
+        "just gone": [-0.001],
+        "cut": [-2, 0, 3],
+        "cut later": [-2, 3],
+        "young": [1, 2],
+    }
+    rows = [
+        to_row(delivery(before + at * DAY, job_id=job)) | {"sent_at": before + at * DAY}
+        for job, days in times.items()
+        for at in days
+    ]
+    with closing(Database(database_url)) as database:
+        database.store(rows, [])
+        for _ in range(2):
+            for _ in database.prune(before):
+                pass
+            with database.reading() as connection:
+                found = connection.execute(text("SELECT job_id, events FROM live_jobs ORDER BY first_event_at, job_id"))
+                assert found.all() == [("cut", 2), ("young", 2), ("cut later", 1)]
+                left = connection.execute(select(jobs.c.job_id, jobs.c.first_sent_at).order_by(jobs.c.job_id)).all()
+    assert left == [("cut", before), ("cut later", before + 3 * DAY), ("young", before + DAY)]

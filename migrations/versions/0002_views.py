@@ -14,9 +14,10 @@ _TIME = sa.DateTime(timezone=True)
 
 # The order of one job's events. The digest decides where both times are the same, so that it is one order everywhere.
 _ORDER = "ORDER BY sent_at, received_at, digest"
+_JOB = "room_id, job_id, first_sent_at"
 
 # Where to look for a job's events: the table's one key begins with the time, and there is no index by job.
-_IN_RANGE = "e.job_id = j.job_id AND e.sent_at BETWEEN j.first_sent_at AND j.sent_until"
+_IN_RANGE = "e.sent_at BETWEEN j.first_sent_at AND j.sent_until"
 
 # One statement for all rows of an insert; in the order of the jobs, so that two receivers never wait in a circle.
 # Rows inside the known range, which is nearly all, are only looked up: receivers do not queue for their jobs' rows.
@@ -84,7 +85,9 @@ class _Dialect(NamedTuple):
     later: str  # ten minutes after a time
     duration: str  # from one time to another, in what can be summed
     seconds: str  # the same in seconds, as a floating-point number
-    jobs_events: str  # each job with its events, job by job
+    join: str  # each job `j` with those events `e` for which `{}`: job by job, whatever the planner thinks of that
+    is_its: str  # that an event is the job's, where its time says where to look for it
+    hint: str  # what is true of an event in its job's range anyway
 
 
 _SQLITE = _Dialect(
@@ -93,15 +96,21 @@ _SQLITE = _Dialect(
     # In microseconds: as a floating-point number of days, a time is exact to 30 of them only.
     duration="({micros_to} - {micros_from})",
     seconds="({} / 1000000.0)",
-    jobs_events=f"jobs AS j CROSS JOIN events AS e ON {_IN_RANGE}",  # which SQLite joins in the order as written
+    join="jobs AS j CROSS JOIN events AS e ON {}",  # which SQLite joins in the order as written
+    is_its="+e.job_id = j.job_id",  # without the plus it would make an index of all events, for one query
+    hint="",
 )
 _POSTGRESQL = _Dialect(
     trigger=_POSTGRESQL_TRIGGER,
     later="{} + interval '10 minutes'",
     duration="({to} - {from_})",
     seconds="CAST(extract(epoch FROM {}) AS double precision)",
-    # The planner cannot guess how few events a range holds, and would read the whole table for a day's jobs.
-    jobs_events=f"jobs AS j CROSS JOIN LATERAL (SELECT * FROM events AS e WHERE {_IN_RANGE} OFFSET 0) AS e",  # noqa: S608
+    # The planner cannot know how few events a range holds, and would read the whole table for one day's jobs.
+    join="jobs AS j CROSS JOIN LATERAL (SELECT * FROM events AS e WHERE {} OFFSET 0) AS e",
+    is_its="e.job_id = j.job_id",
+    # Each comparison of two columns is guessed to leave a third of the rows: four make the planner try the range.
+    hint=" AND (e.sent_at, e.digest) >= (j.first_sent_at, CAST('' AS bytea))"
+    " AND (e.sent_at, e.digest) < (j.sent_until + interval '1 second', CAST('' AS bytea))",
 )
 
 
@@ -120,6 +129,7 @@ def upgrade() -> None:
     later = dialect.later.format("max(sent_at)").replace(":", r"\:")
     op.execute(sa.text(_KNOWN_JOBS.format(later)))
     op.create_index("jobs_first_sent_at", "jobs", ["first_sent_at"])
+    op.create_index("jobs_sent_until", "jobs", ["sent_until"])
     has_state = sa.text("state IS NOT NULL")
     op.create_index(
         "events_states", "events", ["job_id", "sent_at"], sqlite_where=has_state, postgresql_where=has_state
@@ -133,10 +143,10 @@ def upgrade() -> None:
 def _views(dialect: _Dialect) -> dict[str, str]:
     return {
         "shoot_script_switch": _events_of(
-            "SHOOT_SCRIPT_SWITCH", "e.scene_script_name, e.shoot_script_sequence_no, e.shoot_script_title"
+            dialect, "SHOOT_SCRIPT_SWITCH", "e.scene_script_name, e.shoot_script_sequence_no, e.shoot_script_title"
         ),
         "rtmp_stream_state_change": _STATE_CHANGES,
-        "reply_command_finish": _events_of("REPLY_COMMAND_FINISH", "e.reply_id"),
+        "reply_command_finish": _events_of(dialect, "REPLY_COMMAND_FINISH", "e.reply_id"),
         "stream_sessions": _stream_sessions(dialect),
         "script_timeline": _script_timeline(dialect),
         "live_jobs": _live_jobs(dialect),
@@ -151,50 +161,54 @@ _STATE_CHANGES = f"""
 """  # noqa: S608 (our own text)
 
 
-def _events_of(event_type: str, columns: str) -> str:
+def _events_of(dialect: _Dialect, event_type: str, columns: str) -> str:
     return f"""
         SELECT {_IDS}, {columns}
-        FROM events AS e JOIN jobs AS j ON {_IN_RANGE}
+        FROM events AS e JOIN jobs AS j ON e.job_id = j.job_id AND {_IN_RANGE}{dialect.hint}
         WHERE e.event_type = '{event_type}'
     """  # noqa: S608
 
 
-def _seconds(dialect: _Dialect, from_: str, to: str, aggregate: str = "") -> str:
+def _events_in_range(dialect: _Dialect) -> str:
+    return dialect.join.format(f"{dialect.is_its} AND {_IN_RANGE}")
+
+
+def _seconds(dialect: _Dialect, from_: str, to: str, aggregate: str = "{}") -> str:
     micros = "(CAST(strftime('%s', {0}) AS INTEGER) * 1000000 + CAST(substr({0}, 21, 6) AS INTEGER))"
     duration = dialect.duration.format(
         from_=from_, to=to, micros_from=micros.format(from_), micros_to=micros.format(to)
     )
-    return dialect.seconds.format(f"{aggregate}({duration})")
+    return dialect.seconds.format(aggregate.format(duration))
 
 
-def _connections(source: str, columns: str) -> str:
-    """Each event with what it means for the connection: where a session `begins`, and its `end_at` and `end_state`.
+def _connections(dialect: _Dialect) -> str:
+    """Each state change with what it means for the connection: whether a session `begins`, where and how it ends.
 
     Every window is over the job's columns, so that a condition on these is applied before and not after it.
     """
-    job = "room_id, job_id, first_sent_at"
     return f"""
         SELECT *,
-            CASE WHEN begins THEN lead(sent_at) OVER (PARTITION BY {job}, turns {_ORDER}) END AS end_at,
-            CASE WHEN begins THEN lead(state) OVER (PARTITION BY {job}, turns {_ORDER}) END AS end_state
+            CASE WHEN begins THEN lead(sent_at) OVER (PARTITION BY {_JOB}, turns {_ORDER}) END AS end_at,
+            CASE WHEN begins THEN lead(state) OVER (PARTITION BY {_JOB}, turns {_ORDER}) END AS end_state
         FROM (
             SELECT *, begins OR (state <> 'CONNECTED' AND coalesce(state_before, '') = 'CONNECTED') AS turns
             FROM (
-                SELECT *, coalesce(state = 'CONNECTED', FALSE)
+                SELECT *, state = 'CONNECTED'
                     AND (coalesce(state_before, '') <> 'CONNECTED' OR coalesce(url <> url_before, FALSE)) AS begins
                 FROM (
                     SELECT *,
-                        lag(state) OVER (PARTITION BY {job}, has_state {_ORDER}) AS state_before,
-                        lag(url) OVER (PARTITION BY {job}, has_state {_ORDER}) AS url_before
+                        lag(state) OVER (PARTITION BY {_JOB} {_ORDER}) AS state_before,
+                        lag(url) OVER (PARTITION BY {_JOB} {_ORDER}) AS url_before
                     FROM (
-                        SELECT *, max(output_url) OVER (PARTITION BY {job}, urls) AS url
+                        SELECT *, max(output_url) OVER (PARTITION BY {_JOB}, urls) AS url
                         FROM (
-                            SELECT *, count(output_url) OVER (PARTITION BY {job} {_ORDER}) AS urls
-                            FROM (
-                                SELECT j.room_id, j.job_id, j.first_sent_at, e.sent_at, e.received_at, e.digest,
-                                    e.output_url, e.state, e.state IS NOT NULL AS has_state{columns}
-                                FROM {source}
-                            ) AS found
+                            SELECT j.room_id, j.job_id, j.first_sent_at, e.sent_at, e.received_at, e.digest,
+                                e.state, e.output_url,
+                                count(e.output_url) OVER (
+                                    PARTITION BY j.room_id, j.job_id, j.first_sent_at
+                                    ORDER BY e.sent_at, e.received_at, e.digest
+                                ) AS urls
+                            FROM {dialect.join.format("e.job_id = j.job_id AND e.state IS NOT NULL")}
                         ) AS numbered
                     ) AS located
                 ) AS compared
@@ -204,7 +218,7 @@ def _connections(source: str, columns: str) -> str:
 
 
 def _stream_sessions(dialect: _Dialect) -> str:
-    connections = _connections("jobs AS j JOIN events AS e ON e.job_id = j.job_id AND e.state IS NOT NULL", "")
+    connections = _connections(dialect)
     return f"""
         SELECT room_id, job_id, url AS output_url, sent_at AS connected_at, end_at AS disconnected_at,
             {_seconds(dialect, "sent_at", "end_at")} AS duration_seconds, end_state AS ended_by
@@ -222,9 +236,8 @@ def _script_timeline(dialect: _Dialect) -> str:
             FROM (
                 SELECT j.room_id, j.job_id, e.event_type, e.sent_at, e.received_at, e.digest,
                     e.scene_script_name, e.shoot_script_sequence_no, e.shoot_script_title
-                FROM jobs AS j JOIN events AS e ON {_IN_RANGE}
-                WHERE e.event_type = 'SHOOT_SCRIPT_SWITCH'
-                    OR (e.event_type = 'RTMP_STREAM_STATE_CHANGE' AND e.state = 'END')
+                FROM {_events_in_range(dialect)}
+                WHERE e.event_type = 'SHOOT_SCRIPT_SWITCH' OR e.state = 'END'
             ) AS found
         ) AS ordered
         WHERE event_type = 'SHOOT_SCRIPT_SWITCH'
@@ -232,28 +245,34 @@ def _script_timeline(dialect: _Dialect) -> str:
 
 
 def _live_jobs(dialect: _Dialect) -> str:
-    connections = _connections(dialect.jobs_events, ", e.event_type")
-    connected = _seconds(dialect, "connected_at", "connected_until", "sum")
+    """A row that counts the job's events and a row for each session, put together job by job."""
+    connections = _connections(dialect)
+    connected = _seconds(dialect, "connected_at", "connected_until", f"sum({{}}) OVER (PARTITION BY {_JOB})")
     return f"""
-        SELECT g.room_id, g.job_id, g.first_event_at, g.last_event_at, s.state, s.since AS state_since,
-            g.connected_seconds, g.reconnects, g.events, g.paragraphs, g.replies
+        SELECT g.room_id, g.job_id, g.first_sent_at AS first_event_at, g.last_sent_at AS last_event_at,
+            s.state, s.since AS state_since, coalesce(g.connected_seconds, 0.0) AS connected_seconds,
+            g.connections - g.any_connections AS reconnects, g.events, g.paragraphs, g.replies
         FROM (
-            SELECT room_id, job_id, first_sent_at AS first_event_at, max(sent_at) AS last_event_at,
-                coalesce({connected}, 0.0) AS connected_seconds,
-                count(reconnected) - count(DISTINCT reconnected) AS reconnects,
-                count(*) AS events,
-                count(CASE WHEN event_type = 'SHOOT_SCRIPT_SWITCH' THEN 1 END) AS paragraphs,
-                count(CASE WHEN event_type = 'REPLY_COMMAND_FINISH' THEN 1 END) AS replies
+            SELECT *, {connected} AS connected_seconds,
+                count(connection) OVER (PARTITION BY {_JOB}) AS connections,
+                coalesce(max(connection) OVER (PARTITION BY {_JOB}), 0) AS any_connections
             FROM (
-                SELECT *,
-                    CASE WHEN begins THEN sent_at END AS connected_at,
-                    CASE WHEN begins THEN coalesce(end_at, last_sent_at) END AS connected_until,
-                    CASE WHEN begins AND coalesce(state_before, '') <> 'CONNECTED' THEN 1 END AS reconnected
+                SELECT *, CASE WHEN connected_at IS NOT NULL
+                    THEN coalesce(end_at, max(last_sent_at) OVER (PARTITION BY {_JOB})) END AS connected_until
                 FROM (
-                    SELECT *, max(sent_at) OVER (PARTITION BY room_id, job_id, first_sent_at) AS last_sent_at
+                    SELECT j.room_id, j.job_id, j.first_sent_at, max(e.sent_at) AS last_sent_at, count(*) AS events,
+                        count(CASE WHEN e.event_type = 'SHOOT_SCRIPT_SWITCH' THEN 1 END) AS paragraphs,
+                        count(CASE WHEN e.event_type = 'REPLY_COMMAND_FINISH' THEN 1 END) AS replies,
+                        NULL AS connected_at, NULL AS end_at, NULL AS connection
+                    FROM {_events_in_range(dialect)}
+                    GROUP BY j.first_sent_at, j.job_id, j.room_id
+                    UNION ALL
+                    SELECT room_id, job_id, first_sent_at, NULL, NULL, NULL, NULL, sent_at, end_at,
+                        CASE WHEN coalesce(state_before, '') <> 'CONNECTED' THEN 1 END
                     FROM ({connections}) AS connections
-                ) AS bounded
-            ) AS told
-            GROUP BY room_id, job_id, first_sent_at
+                    WHERE begins
+                ) AS found
+            ) AS bounded
         ) AS g LEFT JOIN streams AS s ON s.job_id = g.job_id
+        WHERE g.events IS NOT NULL
     """  # noqa: S608

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from receiver.protocol.events import StreamState
 from receiver.storage.bulk import Key, Row, given, in_json, insert_new
 from receiver.storage.engine import READ_ONLY, Deadline, connect
+from receiver.storage.jobs import narrow, of_job
 from receiver.storage.schema import events, quarantine, streams
 
 _PRUNE_BATCH = 1000
@@ -89,7 +90,7 @@ class Database:
 
     def job(self, job_id: str) -> list[Row]:
         """The events of one job, in order."""
-        query = select(events).where(events.c.job_id == job_id).order_by(events.c.sent_at, events.c.received_at)
+        query = select(events).where(of_job(job_id)).order_by(events.c.sent_at, events.c.received_at)
         with self._begin(read_only=True) as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
@@ -126,18 +127,25 @@ class Database:
                     break
         with self._begin() as connection:
             deleted = connection.execute(delete(streams).where(_ended(before))).rowcount
+            narrow(connection, before)
         yield streams.name, deleted
 
     def count_older(self, before: datetime) -> dict[str, int]:
         """How many rows of each table `prune` would delete."""
         doomed = {events: events.c.sent_at < before, quarantine: quarantine.c.sent_at < before, streams: _ended(before)}
-        with self._engine.execution_options(**{READ_ONLY: True}).begin() as connection:
-            if not self.is_sqlite:  # counting many rows takes as long as it takes, and holds nobody up
-                connection.execute(text(_NO_LIMITS))
+        with self.reading() as connection:
             return {
                 table.name: connection.scalar(select(func.count()).select_from(table).where(condition)) or 0
                 for table, condition in doomed.items()
             }
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads: it takes as long as it takes, and holds nobody up."""
+        with self._engine.execution_options(**{READ_ONLY: True}).begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(text(_NO_LIMITS))
+            yield connection
 
     def drop_connections(self) -> None:
         """Begin with a new connection the next time, as after any failure."""

@@ -114,4 +114,5 @@ jobs = Table(
     _time("first_sent_at"),
     _time("sent_until"),
     Index("jobs_first_sent_at", "first_sent_at"),
+    Index("jobs_sent_until", "sent_until"),
 )
