@@ -3,8 +3,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: run demo test lint faults mutants bench clean
+.PHONY: run demo test lint faults mutants bench lock clean
 
 run: .venv/installed
 	@test -e receiver.toml || $(BIN)/receiver init
@@ -22,6 +23,7 @@ lint: .venv/developed
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml receiver migrations
 
 # The long version of tests/faults: about an hour, as root where it mounts file systems.
 faults: .venv/developed
@@ -35,6 +37,14 @@ mutants: .venv/developed
 bench: .venv/developed
 	$(BIN)/python -m tests.bench
 
+# Pin, with hashes, what pyproject.toml asks for: what is pinned already stays, unless UPGRADE=--upgrade.
+LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command='make lock' $(UPGRADE)
+lock: .venv/developed
+	$(LOCK) --group build --output-file deploy/build-requirements.txt
+	$(LOCK) pyproject.toml --output-file deploy/requirements.txt
+	$(LOCK) --group dev --constraint deploy/requirements.txt --constraint deploy/build-requirements.txt \
+	  --output-file .ci/requirements.txt
+
 clean:
 	rm -rf .venv
 
@@ -42,11 +52,12 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or later is needed: make PYTHON=python3.11 …' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/installed: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+# The last step takes nothing from outside: it fails where the lock files lack something that pyproject.toml asks for.
+.venv/installed: pyproject.toml deploy/requirements.txt deploy/build-requirements.txt | .venv/bin/python
+	$(PIP_INSTALL) --require-hashes --requirement deploy/requirements.txt --requirement deploy/build-requirements.txt
+	$(PIP_INSTALL) --no-index --no-build-isolation --editable .
 	@touch $@
 
-.venv/developed: pyproject.toml | .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --disable-pip-version-check --group dev
+.venv/developed: .ci/requirements.txt .venv/installed
+	$(PIP_INSTALL) --require-hashes --requirement .ci/requirements.txt
 	@touch $@
