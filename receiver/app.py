@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.metrics import Metrics
 from receiver.protocol.signature import Verifier
+from receiver.readiness import READY, STOPPING, notify
 from receiver.settings import EndpointSettings, Settings
 from receiver.storage.database import Database, problem_of
 from receiver.storage.journal import Journal
@@ -74,6 +75,7 @@ class Receiver:
             server.started or task.done() for server, task in zip(servers, running, strict=True)
         ):
             await asyncio.sleep(0.005)
+        notify(READY)
         on_started()
         await running[0]
         await self.journal.flush()
@@ -85,6 +87,7 @@ class Receiver:
 
     def stop(self) -> None:
         """End in order; the second time, without waiting for requests under way."""
+        notify(STOPPING)
         self._public.force_exit = self._public.should_exit
         self._public.should_exit = True
 
