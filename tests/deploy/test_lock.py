@@ -17,7 +17,7 @@ RUNTIME, BUILD, DEVELOPMENT = "deploy/requirements.txt", "deploy/build-requireme
 
 
 def pins(lock: str) -> dict[str, tuple[str, int]]:
-    """The version of each package in a lock file, and how many hashes it may have."""
+    """The version of each package that a lock file has for this platform, and how many hashes it may have."""
     text = (ROOT / lock).read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     found: dict[str, tuple[str, int]] = {}
@@ -26,7 +26,8 @@ def pins(lock: str) -> dict[str, tuple[str, int]]:
         requirement = Requirement(pin)
         (specifier,) = requirement.specifier
         assert specifier.operator == "==", line
-        found[canonicalize_name(requirement.name)] = (specifier.version, len(hashes))
+        if requirement.marker is None or requirement.marker.evaluate():
+            found[canonicalize_name(requirement.name)] = (specifier.version, len(hashes))
     return found
 
 
