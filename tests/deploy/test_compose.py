@@ -1,0 +1,180 @@
+"""The compose file and what it mounts, as far as it can be shown without Docker."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from receiver.protocol.signature import sign
+from receiver.settings import load
+from tests.support import KEY, SAMPLES, free_port, running, wait_until
+
+FOLDER = Path(__file__).parents[2] / "deploy"
+TEXT = (FOLDER / "compose.yaml").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+EXAMPLE = dict(re.findall(r"^(\w+)=(.*)$", (FOLDER / ".env.example").read_text(), flags=re.MULTILINE))
+
+
+def mounts(service: str) -> dict[str, str]:
+    """Where a service has which volume or path."""
+    return {one.split(":")[1]: one.split(":")[0] for one in SERVICES[service].get("volumes", [])}
+
+
+def environment(service: str) -> dict[str, str]:
+    """A service's environment, with the example's variables filled in."""
+    values = EXAMPLE | {"CALLBACK_KEY": KEY}
+    given = SERVICES[service]["environment"]
+    return {
+        name: re.sub(r"\$\{(\w+)[^}]*\}", lambda found: values[found[1]], str(text)) for name, text in given.items()
+    }
+
+
+def test_published_schema() -> None:
+    """The file is what the published schema of compose files asks for."""
+    checker = str(Path(sys.executable).with_name("check-jsonschema"))
+    command = [checker, "--builtin-schema", "vendor.compose-spec", str(FOLDER / "compose.yaml")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_is_mounted_exists() -> None:
+    """Each path that is mounted or built from is in the project, and each volume and network is declared and used."""
+    sources = [source for service in SERVICES for source in mounts(service).values()]
+    for path in [source for source in sources if source.startswith(".")]:
+        assert (FOLDER / path).exists(), path
+    assert {source for source in sources if not source.startswith(".")} == set(COMPOSE["volumes"])
+    assert {one for service in SERVICES.values() for one in service.get("networks", [])} == set(COMPOSE["networks"])
+    build = SERVICES["receiver"]["build"]
+    assert (FOLDER / build["context"] / build["dockerfile"]).exists()
+
+
+@pytest.mark.parametrize("service", ["receiver", "migrate"])
+def test_settings(service: str) -> None:
+    """With the example's values filled in, the receiver takes its environment, and knows each variable of it."""
+    given = environment(service)
+    settings = load(None, given | {"RECEIVER_CONFIG": "/dev/null"})
+    known = {*settings.__slots__, *settings.endpoints[0].__slots__, "key_file"}
+    assert {name.removeprefix("RECEIVER_").lower() for name in given} <= known
+    assert settings.endpoints[0].key == KEY
+    assert urlsplit(settings.endpoints[0].live_event_type_callback_url).netloc == EXAMPLE["CALLBACK_HOST"]
+
+
+def test_variables_are_in_the_example() -> None:
+    """Each variable that the file takes is in .env.example, commented, and none is there in vain."""
+    taken = set(re.findall(r"\$\{(\w+)", TEXT)) | {secret["environment"] for secret in COMPOSE["secrets"].values()}
+    assert taken == set(EXAMPLE)
+    for name in EXAMPLE:
+        assert re.search(rf"^# .+\n(\w+=.*\n)?{name}=", (FOLDER / ".env.example").read_text(), flags=re.MULTILINE), name
+
+
+def test_secrets_are_asked_for() -> None:
+    """No secret has a value in the project: compose refuses to start without one."""
+    for name, value in EXAMPLE.items():
+        assert not value or name in ("CALLBACK_HOST", "CALLBACK_URL")
+    for name in re.findall(r"\$\{(\w+)[^:\w]", TEXT):
+        assert name == "PREVIOUS_CALLBACK_KEY"
+
+
+def test_images_are_pinned() -> None:
+    """Each image that is not built here has a version, and one image has one."""
+    images = {service["image"] for service in SERVICES.values() if "build" not in service}
+    assert all(re.fullmatch(r"[a-z/]+:v?\d+\.\d+(\.\d+)?(-bookworm)?", image) for image in images)
+    assert len({image.split(":")[0] for image in images}) == len(images)
+
+
+def test_only_caddy_is_reached_from_outside() -> None:
+    """Nothing but caddy's ports is open to other machines."""
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published.pop("caddy") == ["80:80", "443:443"]
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+
+
+def test_ports_match() -> None:
+    """Caddy and Prometheus look for the receiver where it listens, on a network that they share with it."""
+    settings = load(None, environment("receiver") | {"RECEIVER_CONFIG": "/dev/null"})
+    assert f"reverse_proxy receiver:{settings.listen[1]} " in (FOLDER / "compose/Caddyfile").read_text()
+    assert f'"receiver:{settings.operations_listen[1]}"' in (FOLDER / "compose/prometheus.yml").read_text()
+    for other in ("caddy", "prometheus"):
+        assert set(SERVICES[other]["networks"]) & set(SERVICES["receiver"]["networks"])
+
+
+def test_receiver_waits_for_nothing() -> None:
+    """The receiver takes callbacks whatever else is there; who reads the database waits until its schema is."""
+    assert "depends_on" not in SERVICES["receiver"]
+    assert SERVICES["migrate"]["command"] == ["migrate"]
+    assert SERVICES["migrate"]["depends_on"] == {"postgresql": {"condition": "service_healthy"}}
+    assert SERVICES["grant"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+
+
+def test_receiver_is_confined() -> None:
+    """It has no capability, cannot write to its root file system, and its state is a volume."""
+    for name in ("receiver", "migrate"):
+        assert SERVICES[name]["read_only"] is True
+        assert SERVICES[name]["cap_drop"] == ["ALL"]
+        assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
+        assert mounts(name)["/var/lib/receiver"] == "journal"
+    assert "VOLUME /var/lib/receiver" in (FOLDER / "Dockerfile").read_text()
+
+
+def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
+    """Prometheus takes the files that are mounted, where they are mounted."""
+    for target, source in mounts("prometheus").items():
+        if target.startswith("/etc/prometheus/"):
+            shutil.copy(FOLDER / source, tmp_path / Path(target).name)
+    done = subprocess.run(
+        ["promtool", "check", "config", tmp_path / "prometheus.yml"], check=False, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_caddy_passes_callbacks_on_and_logs_no_secret(tmp_path: Path) -> None:
+    """Through caddy a callback reaches the receiver; when that is away, the log of it holds no signature."""
+    port = free_port()
+    log = tmp_path / "caddy.log"
+    with running(tmp_path, tls=False, RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL=EXAMPLE["CALLBACK_URL"]) as receiver:
+        file = tmp_path / "Caddyfile"
+        text = (FOLDER / "compose/Caddyfile").read_text()
+        file.write_text(text.replace("receiver:8443", f"127.0.0.1:{receiver.port}"))
+        environ = {"CALLBACK_HOST": f"http://127.0.0.1:{port}", "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+        with log.open("wb") as output:
+            command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(file)]
+            caddy = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=output, stderr=output)
+        parts = urlsplit(sign(EXAMPLE["CALLBACK_URL"], KEY, time.time()).url)
+        headers = {"X-Hw-Mss-Secret": parts.query}
+
+        def post() -> int:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}{parts.path}?{parts.query}", headers=headers)
+            request.data = SAMPLES["SHOOT_SCRIPT_SWITCH"]
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    status: int = response.status
+                    return status
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code
+            except urllib.error.URLError:
+                return 0
+
+        try:
+            assert wait_until(post, "caddy") == 200
+            assert receiver.stop() == 0
+            assert post() == 502
+            lines = wait_until(lambda: [one for one in log.read_text().splitlines() if "502" in one], "the log of it")
+        finally:
+            caddy.terminate()
+            caddy.wait(60)
+    assert json.loads(lines[0])["request"]["uri"] == f"{parts.path}?****"
+    assert parts.query.partition("hwSecret=")[2].partition("&")[0] not in log.read_text()
