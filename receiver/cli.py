@@ -19,6 +19,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import logs
@@ -30,6 +31,7 @@ from receiver.storage.bulk import Row
 from receiver.storage.database import Database, SchemaError, is_refusal, problem_of
 from receiver.storage.journal import JournalError
 from receiver.storage.projector import event_columns
+from receiver.storage.transfer import copy
 from receiver.tools import doctor as diagnosis
 from receiver.tools.sender import Answer, Sender, SendError, body_of, livestream, send_load
 from receiver.tools.setup import write_configuration
@@ -60,6 +62,17 @@ def _read_age(_ctx: click.Context, _parameter: click.Parameter, value: str) -> t
     if match is None:
         raise click.BadParameter("is not a number of days or hours, such as 90d or 12h")
     return value, timedelta(**{{"d": "days", "h": "hours"}[match[2]]: int(match[1])})
+
+
+def _read_source(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        load(None, {"RECEIVER_CONFIG": os.devnull, "RECEIVER_KEY": "checked", "RECEIVER_DATABASE_URL": value or "-"})
+    except SettingsError as error:
+        raise click.BadParameter(str(error).removeprefix("database_url: ")) from error
+    url = make_url(value)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        raise click.BadParameter(f"{url.database} is no file")
+    return value
 
 
 _config_option = click.option(
@@ -262,6 +275,29 @@ def prune(age: tuple[str, timedelta], *, dry_run: bool) -> None:
     click.echo(f"{'Would delete' if dry_run else 'Deleted'} {counts} older than {age[0]}.")
 
 
+@main.command("copy")
+@_config_option
+@click.option(
+    "--from", "source_url", required=True, callback=_read_source, help="Its database_url, such as sqlite:///PATH"
+)
+def copy_database(source_url: str) -> None:
+    """Copy all events, quarantine and streams of another database into this one.
+
+    Stores what is not there yet, so that it can be broken off and done again. Safe beside running receivers.
+    """
+    target, source = _database(), _opened(source_url)
+    for database in (source, target):
+        database.check_schema()
+    events = quarantined = 0
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("Copying", total=sum(source.sizes().values()))
+        for copied in copy(source, target):
+            events += copied.events
+            quarantined += copied.quarantined
+            progress.advance(bar, copied.rows)
+    click.echo(f"Copied {events} events and {quarantined} quarantined that were not there yet.")
+
+
 @main.group()
 def quarantine() -> None:
     """Look at, and try again, what came authentic and was not understood."""
@@ -328,7 +364,11 @@ def _settings() -> Settings:
 
 
 def _database(settings: Settings | None = None) -> Database:
-    database = Database((settings or _settings()).database_url)
+    return _opened((settings or _settings()).database_url)
+
+
+def _opened(url: str) -> Database:
+    database = Database(url)
     click.get_current_context().call_on_close(database.close)
     return database
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, text
+from sqlalchemy import Column, ColumnElement, Connection, Table, and_, delete, func, literal, or_, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
@@ -147,6 +147,27 @@ class Database:
                 connection.execute(text(_NO_LIMITS))
             yield connection
 
+    def sizes(self) -> dict[str, int]:
+        """How many rows each table has."""
+        with self.reading() as connection:
+            return {
+                table.name: connection.scalar(select(func.count()).select_from(table)) or 0
+                for table in (events, quarantine, streams)
+            }
+
+    def page(self, table: Table, key: Sequence[Column[Any]], *, limit: int, after: Row | None) -> list[Row]:
+        """Rows of a table without their ids, in the order of the columns `key`, behind those of the row `after`."""
+        query = select(*(column for column in table.c if column.name != "id")).order_by(*key).limit(limit)
+        if after is not None:
+            query = query.where(tuple_(*key) > tuple_(*(literal(after[one.name], one.type) for one in key)))
+        with self._begin(read_only=True) as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def store_streams(self, rows: Sequence[Row]) -> None:
+        """Set the jobs' current states, in the order of the jobs, where none that is newer is there."""
+        with self._begin() as connection:
+            self._set_streams(connection, rows)
+
     def drop_connections(self) -> None:
         """Begin with a new connection the next time, as after any failure."""
         self._engine.dispose()
@@ -166,8 +187,11 @@ class Database:
         # Not those that were there already: a repeat says what was so then, and may come after what is so now.
         newest = _newest_states(row for key, row in new_events.items() if key in stored.events)
         if newest:
-            connection.execute(self._upsert_streams(), newest if self.is_sqlite else {"rows": in_json(newest)})
+            self._set_streams(connection, newest)
         return stored
+
+    def _set_streams(self, connection: Connection, rows: Sequence[Row]) -> None:
+        connection.execute(self._upsert_streams(), [*rows] if self.is_sqlite else {"rows": in_json(rows)})
 
     def _upsert_streams(self) -> sqlite.Insert | postgresql.Insert:
         """Set a job's current state, unless the one that is there is newer."""
