@@ -28,8 +28,9 @@ from receiver.protocol.events import EventError, EventType, StreamState, parse
 from receiver.protocol.signature import AuthType, StaleSignatureError
 from receiver.settings import DEFAULT_FILE, DEFAULT_URL, EndpointSettings, Settings, SettingsError, load, masked
 from receiver.storage.bulk import Row
-from receiver.storage.database import Database, SchemaError, is_refusal, problem_of
+from receiver.storage.database import Database, is_refusal, problem_of
 from receiver.storage.journal import JournalError
+from receiver.storage.migration import SchemaError
 from receiver.storage.projector import event_columns
 from receiver.storage.transfer import copy
 from receiver.tools import doctor as diagnosis

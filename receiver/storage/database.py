@@ -1,17 +1,12 @@
-"""The database for people: SQLite by default, PostgreSQL when shared. Every write and the schema's version are here."""
+"""The database for people: SQLite by default, PostgreSQL when shared. Every write is here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Column, ColumnElement, Connection, Table, and_, delete, func, literal, or_, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
@@ -20,6 +15,7 @@ from receiver.protocol.events import StreamState
 from receiver.storage.bulk import Key, Row, given, in_json, insert_new
 from receiver.storage.engine import READ_ONLY, Deadline, connect
 from receiver.storage.jobs import narrow, of_job
+from receiver.storage.migration import REVISION, SchemaError, revision_of, upgrade
 from receiver.storage.schema import events, quarantine, streams
 
 _PRUNE_BATCH = 1000
@@ -35,10 +31,6 @@ class Stored(NamedTuple):
 
     events: set[Key]
     quarantine: set[Key]
-
-
-class SchemaError(Exception):
-    """The database's schema is not this program's. The message says what to run."""
 
 
 class Database:
@@ -60,21 +52,19 @@ class Database:
                 # Another migration, or a table of many rows, may take as long as it takes.
                 connection.execute(text(_NO_LIMITS))
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            before, head = _revisions(connection)
-            if before != head:
-                config = _alembic()
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-        return before, head
+            before = revision_of(connection)
+            if before != REVISION:
+                upgrade(connection)
+        return before, REVISION
 
     def check_schema(self) -> None:
         """Raise `SchemaError` unless the schema is this program's."""
         with self._begin(read_only=True) as connection:
-            current, head = _revisions(connection)
-        if current != head:
+            current = revision_of(connection)
+        if current != REVISION:
             raise SchemaError(
                 f"the database's schema is {'missing' if current is None else f'at revision {current}'}, this receiver"
-                f" needs {head}: run `receiver migrate`; callbacks are kept in the journal until then"
+                f" needs {REVISION}: run `receiver migrate`; callbacks are kept in the journal until then"
             )
 
     def store(self, event_rows: Sequence[Row], quarantine_rows: Sequence[Row]) -> Stored:
@@ -258,28 +248,3 @@ def _newest_states(event_rows: Iterable[Row]) -> list[Row]:
                 "received_at": row["received_at"],
             }
     return [newest[job_id] for job_id in sorted(newest)]
-
-
-def _alembic() -> Config:
-    here = Path(__file__).parents[1]
-    # In the wheel the migrations lie inside the package, in a checkout beside it.
-    folder = next(path for path in (here / "migrations", here.parent / "migrations") if path.is_dir())
-    config = Config()
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    return config
-
-
-def _revisions(connection: Connection) -> tuple[str | None, str]:
-    """The database's revision and this program's; raises `SchemaError` where the database is ahead."""
-    current = MigrationContext.configure(connection).get_current_revision()
-    scripts = ScriptDirectory.from_config(_alembic())
-    known = {script.revision for script in scripts.walk_revisions()}
-    head = scripts.get_current_head()
-    if head is None:
-        raise SchemaError("this installation has no migrations: install the receiver again")
-    if current is not None and current not in known:
-        raise SchemaError(
-            f"the database's schema is at revision {current}, which is newer than this receiver: upgrade the receiver,"
-            " or set `database_url` to another database"
-        )
-    return current, head

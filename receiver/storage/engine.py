@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from psycopg import Connection as PostgreSQLConnection
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url
+
+if TYPE_CHECKING:  # the driver takes a tenth of a second to load, and who has SQLite does without
+    from psycopg import Connection as PostgreSQLConnection
 
 _DEADLINE = 15.0  # seconds for a transaction, connecting aside; the server's own limits come first
 READ_ONLY = "read_only"  # the execution option of a transaction that writes nothing
@@ -97,8 +99,7 @@ class Deadline:
             timer.cancel()
 
     def _connect(self, dialect: Dialect, _record: object, args: list[Any], options: dict[str, Any]) -> Any:  # noqa: ANN401
-        connection = dialect.connect(*args, **options)
-        assert isinstance(connection, PostgreSQLConnection)  # noqa: S101 (there is no other driver)
+        connection: PostgreSQLConnection[Any] = dialect.connect(*args, **options)
         self._connections.add(connection)
         return connection
 

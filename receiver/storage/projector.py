@@ -23,8 +23,9 @@ from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import EVENT_TYPES, OTHER, STATES, Metrics, known
 from receiver.protocol.events import Event, EventError, parse
 from receiver.storage.bulk import Row
-from receiver.storage.database import Database, SchemaError, Stored, is_refusal, problem_of
+from receiver.storage.database import Database, Stored, is_refusal, problem_of
 from receiver.storage.journal import Journal
+from receiver.storage.migration import SchemaError
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import permutations
 from pathlib import Path
@@ -15,7 +16,8 @@ from sqlalchemy import Executable, UniqueConstraint, create_engine, inspect, sel
 
 from receiver.delivery import Delivery
 from receiver.storage.bulk import Key, Row
-from receiver.storage.database import Database, SchemaError, problem_of
+from receiver.storage.database import Database, problem_of
+from receiver.storage.migration import REVISION, SchemaError
 from receiver.storage.projector import quarantine_row, to_row
 from receiver.storage.schema import metadata, streams
 
@@ -106,6 +108,17 @@ def test_newer_schema(database: Database, database_url: str) -> None:
         with pytest.raises(SchemaError, match=r"at revision newer, .*: upgrade the receiver"):
             use()
     assert sql(database_url, "SELECT version_num FROM alembic_version") == [{"version_num": "newer"}]
+
+
+def test_revision_is_the_newest_migration(database_url: str) -> None:
+    """A migrated database is at the revision that the program asks for, and asking again changes nothing."""
+    with closing(Database(database_url)) as database:
+        assert database.migrate() == (None, REVISION)
+        assert database.migrate() == (REVISION, REVISION)
+        database.check_schema()
+    newest = max(path.name for path in Path("migrations/versions").glob("[0-9]*.py"))
+    assert newest.startswith(f"{REVISION}_")
+    assert sql(database_url, "SELECT version_num FROM alembic_version") == [{"version_num": REVISION}]
 
 
 def test_migrations_make_the_schema(database: Database, database_url: str) -> None:

@@ -18,8 +18,9 @@ from sqlalchemy.exc import OperationalError
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import Metrics
 from receiver.storage.bulk import Row
-from receiver.storage.database import Database, SchemaError, is_refusal
+from receiver.storage.database import Database, is_refusal
 from receiver.storage.journal import Journal
+from receiver.storage.migration import SchemaError
 from receiver.storage.projector import Projector, reason_of, to_row
 from receiver.storage.schema import events, quarantine, streams
 from tests.postgres import PostgreSQL, new_database
