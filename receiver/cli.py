@@ -29,13 +29,17 @@ from receiver.protocol.signature import AuthType, StaleSignatureError
 from receiver.settings import DEFAULT_FILE, DEFAULT_URL, EndpointSettings, Settings, SettingsError, load, masked
 from receiver.storage.bulk import Row
 from receiver.storage.database import Database, is_refusal, problem_of
+from receiver.storage.history import TIMELINE, UnknownJobError, find_job, job_history, latest_jobs
 from receiver.storage.journal import JournalError
 from receiver.storage.migration import SchemaError
 from receiver.storage.projector import event_columns
 from receiver.storage.transfer import copy
+from receiver.storage.schema import live_jobs
 from receiver.tools import doctor as diagnosis
+from receiver.tools.export import as_csv, as_json
 from receiver.tools.sender import Answer, Sender, SendError, body_of, livestream, send_load
 from receiver.tools.setup import write_configuration
+from receiver.tools.timeline import draw_job, draw_jobs
 from receiver.web.server import ListenError
 
 _KNOWN_ERRORS = (SettingsError, JournalError, ListenError, SchemaError, SendError)
@@ -74,6 +78,20 @@ def _read_source(_ctx: click.Context, _parameter: click.Parameter, value: str) -
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise click.BadParameter(f"{url.database} is no file")
     return value
+
+
+def _read_since(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,5})([dhm])", value)
+    try:
+        if match is not None:
+            unit = {"d": "days", "h": "hours", "m": "minutes"}[match[2]]
+            return datetime.now(UTC) - timedelta(**{unit: int(match[1])})
+        time = datetime.fromisoformat(value)
+        return (time.replace(tzinfo=UTC) if time.tzinfo is None else time).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter("is neither an age, such as 12h, 7d or 30m, nor a time, such as 2026-03-01") from None
 
 
 _config_option = click.option(
@@ -255,6 +273,40 @@ def doctor(url: str, headers: tuple[str, ...], body: Any, at: float | None) -> N
 
 @main.command()
 @_config_option
+@click.argument("job", default="")
+@click.option("--room", default="", help="Only jobs of this room.")
+@click.option("--since", callback=_read_since, help="An age, such as 12h or 7d, or a time in UTC, such as 2026-03-01.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@click.option("--csv", "csv_", is_flag=True, help="Print CSV. A text that begins like a formula gets a ' before it.")
+def history(job: str, room: str, since: datetime | None, *, json_: bool, csv_: bool) -> None:
+    """Show the latest jobs, or all that happened in one JOB.
+
+    The beginning of an id is enough. Without --since it is the 20 latest jobs, or the whole of the one. All times
+    are UTC.
+    """
+    if json_ and csv_:
+        raise click.UsageError("--json or --csv, not both")
+    database = _database()
+    database.check_schema()
+    with database.reading() as connection:
+        if not job:
+            jobs = latest_jobs(connection, room=room, since=since)
+            _print_jobs(jobs, json_=json_, csv_=csv_)
+            return
+        try:
+            found = job_history(connection, find_job(connection, job, room=room), since=since)
+        except UnknownJobError as error:
+            raise click.ClickException(diagnosis.printable(error)) from error
+    if json_:
+        click.echo(as_json(found._asdict()))
+    elif csv_:
+        click.echo(as_csv(TIMELINE, found.timeline), nl=False)
+    else:
+        draw_job(_console(), found.live_job, found.stream_sessions, found.timeline, datetime.now(UTC))
+
+
+@main.command()
+@_config_option
 @click.option("--older-than", "age", required=True, callback=_read_age, help="Such as 90d or 12h.")
 @click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
 def prune(age: tuple[str, timedelta], *, dry_run: bool) -> None:
@@ -327,6 +379,24 @@ def retry(*, stale: bool) -> None:
     click.echo(f"{outcomes['moved']} moved to the events, {outcomes['left']} left in the quarantine.")
 
 
+def _print_jobs(jobs: list[Row], *, json_: bool, csv_: bool) -> None:
+    if json_:
+        click.echo(as_json(jobs))
+    elif csv_:
+        click.echo(as_csv(live_jobs.c.keys(), jobs), nl=False)
+    elif jobs:
+        draw_jobs(_console(), jobs)
+    else:
+        click.echo("There are no such jobs.")
+
+
+def _console() -> Console:
+    """The terminal; where it is none, one so wide that nothing is cut off."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_NO_TERMINAL)
+
+
+_NO_TERMINAL = 10_000
 _MADE_UP = {
     "room_id": "room-of-receiver-send",
     "job_id": "job-of-receiver-send",

@@ -1,4 +1,4 @@
-"""The database's tables, as programs see them. What creates them is `migrations/`."""
+"""The database's tables and views, as programs see them. What creates them is `migrations/`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Float,
     Identity,
     Index,
     Integer,
     LargeBinary,
     MetaData,
     Table,
+    TableClause,
     Text,
     TypeDecorator,
     UniqueConstraint,
+    column,
+    table,
     text,
 )
 
@@ -115,4 +119,45 @@ jobs = Table(
     _time("sent_until"),
     Index("jobs_first_sent_at", "first_sent_at"),
     Index("jobs_sent_until", "sent_until"),
+)
+
+
+_SQL_TYPES = {
+    "id": BigInteger,
+    "shoot_script_sequence_no": BigInteger,
+    "duration_seconds": Float,
+    "connected_seconds": Float,
+    **dict.fromkeys(("reconnects", "events", "paragraphs", "replies"), BigInteger),
+    **dict.fromkeys(
+        ("sent_at", "received_at", "connected_at", "disconnected_at", "started_at", "ended_at"), UTCDateTime
+    ),
+    **dict.fromkeys(("first_event_at", "last_event_at", "state_since"), UTCDateTime),
+}
+
+
+def _view(name: str, columns: str) -> TableClause:
+    return table(name, *(column(one, _SQL_TYPES.get(one, Text)) for one in columns.split()))
+
+
+_IDS = "id endpoint room_id job_id sent_at received_at"
+_PARAGRAPH = "scene_script_name shoot_script_sequence_no shoot_script_title"
+shoot_script_switch = _view("shoot_script_switch", f"{_IDS} {_PARAGRAPH}")
+rtmp_stream_state_change = _view("rtmp_stream_state_change", f"{_IDS} output_url state")
+reply_command_finish = _view("reply_command_finish", f"{_IDS} reply_id")
+stream_sessions = _view(
+    "stream_sessions", "room_id job_id output_url connected_at disconnected_at duration_seconds ended_by"
+)
+script_timeline = _view("script_timeline", f"room_id job_id {_PARAGRAPH} started_at ended_at duration_seconds")
+live_jobs = _view(
+    "live_jobs",
+    "room_id job_id first_event_at last_event_at state state_since"
+    " connected_seconds reconnects events paragraphs replies",
+)
+VIEWS = (
+    shoot_script_switch,
+    rtmp_stream_state_change,
+    reply_command_finish,
+    stream_sessions,
+    script_timeline,
+    live_jobs,
 )
