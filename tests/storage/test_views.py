@@ -486,3 +486,47 @@ def test_both_databases_answer_alike(tmp_path: Path, postgresql_url: str) -> Non
     assert [[list(map(type, row)) for row in rows] for rows in found[0].values()] == [
         [list(map(type, row)) for row in rows] for rows in found[1].values()
     ]
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_queries_of_the_readme(views: Views) -> None:
+    """Each query of the README gives what its text says, on SQLite with the expressions that the text names for it."""
+    queries = re.findall(r"^```sql\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    if views.database.is_sqlite:
+        (average,) = re.findall(r"SQLite has\n`(avg.*)`:", README)
+        (hour,) = re.findall(r"SQLite has `(strftime.*)`:", README)
+        queries = [
+            query.replace("avg(extract(epoch FROM next_at - disconnected_at))", average).replace(
+                "date_trunc('hour', sent_at)", hour
+            )
+            for query in queries
+        ]
+    views.store(
+        *(event_of(row) for row in ORDINARY),
+        *(state(at, name, job_id="down") for at, name in ((0, "CONNECTED"), (5, "RECONNECTING"))),
+        *(state(at - 86400 * 4, "CONNECTED", job_id="old") for at in range(2)),
+        *(paragraph(100 + at, "段落2", job_id="down") for at in range(3)),
+        event(3600, reply_id="later", job_id="down"),
+    )
+    today, not_up, downtime, paragraphs, reconnect, replies = (views.query(query) for query in queries)
+    job = "e87104f76d7546ce8a46ac6b04c49c3c"
+    assert today == [("room", "down", "RECONNECTING", 5, 5.0, 0), ("room", job, "END", 60.25, 48.25, 1)]
+    assert not_up == [("room", "down", "RECONNECTING", 5)]
+    assert downtime == [(20, 30, "DISCONNECTED")]
+    assert paragraphs == [("商品1", None, "段落2", 4), ("商品1", None, "段落1", 1)]
+    assert [(round(float(seconds), 3), times) for seconds, times in reconnect] == [(10, 1)]
+    assert [count for _, count in replies] == [1, 1]
+
+
+def test_every_column_is_documented() -> None:
+    """Each view and each column stands in the README."""
+    for view in schema.VIEWS:
+        for name in (view.name, *view.c.keys()):
+            assert f"`{name}`" in README, name
+
+
+def event_of(row: Row) -> Row:
+    """The same event of the README's job."""
+    return row | {"job_id": "e87104f76d7546ce8a46ac6b04c49c3c"}
