@@ -1,6 +1,7 @@
 """`python -m tests.bench`: one table, from one run on one machine, each figure beside its baseline.
 
-BENCH_SECONDS is how long each load lasts; BENCH_ROWS how many stored events the growth is measured up to.
+BENCH_SECONDS is how long each load lasts; BENCH_ROWS how many stored events the growth and the
+history's queries are measured up to.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from rich.table import Table
 from sqlalchemy import create_engine, text
 
 from receiver.storage.database import Database
+from tests.bench import history as livestreams
 from tests.bench.machine import Server, comparing, receiving, requests_per_second, signed_query, steady_latency
 from tests.postgres import PrivatePostgreSQL, new_database
 
 SECONDS = int(os.environ.get("BENCH_SECONDS", "8"))
 ROWS = int(os.environ.get("BENCH_ROWS", "10000000"))
 RATE = 1000.0
+_FEW = 100_000  # events that the history's queries are compared at
 ROUNDS = 3  # of each server in turn, so that a change in the machine's speed meets all of them
 
 
@@ -182,6 +185,21 @@ def growth(bench: Bench) -> None:
             bench.report.add("SQLite: stored bytes an event", f"{size_of_row:.0f}")
 
 
+def history(bench: Bench) -> None:
+    """What people's queries cost with a hundred times as many events in the database."""
+    for kind in ("SQLite", "PostgreSQL"):
+        url = f"sqlite:///{bench.folder()}/receiver.db" if kind == "SQLite" else bench.database()
+        with closing(Database(url)) as database:
+            database.migrate()
+        livestreams.fill(url, 0, _FEW)
+        few = livestreams.measure(url)
+        livestreams.fill(url, _FEW, ROWS)
+        for name, milliseconds in livestreams.measure(url).items():
+            row = f"{kind}: {name} at {ROWS / 1e6:g} million rows"
+            target = "≤ 2" if name != livestreams.BY_STATE else ""
+            bench.report.add(row, f"{milliseconds:.2f} ms", milliseconds / few[name], f"{_FEW / 1e6:g} million", target)
+
+
 def fill(url: str, first: int, last: int) -> None:
     """Put made-up events into the database, from number `first` to below `last`, in order of time."""
     body = '{"event_type":"SHOOT_SCRIPT_SWITCH","message":"{…}"}' + " " * 250
@@ -215,6 +233,7 @@ def main() -> None:
         latency(bench)
         start_up(bench)
         growth(bench)
+        history(bench)
     cores = len(os.sched_getaffinity(0))
     title = (
         f"{datetime.now(UTC):%Y-%m-%d}, {cores} cores, Python {platform.python_version()}, uvicorn {version('uvicorn')}"
