@@ -33,8 +33,8 @@ from receiver.storage.history import TIMELINE, UnknownJobError, find_job, job_hi
 from receiver.storage.journal import JournalError
 from receiver.storage.migration import SchemaError
 from receiver.storage.projector import event_columns
-from receiver.storage.transfer import copy
 from receiver.storage.schema import live_jobs
+from receiver.storage.transfer import copy
 from receiver.tools import doctor as diagnosis
 from receiver.tools.export import as_csv, as_json
 from receiver.tools.sender import Answer, Sender, SendError, body_of, livestream, send_load
