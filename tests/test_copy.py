@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,9 +19,8 @@ from receiver.storage.database import Database
 from receiver.storage.projector import quarantine_row, to_row
 from receiver.storage.schema import events, quarantine, streams
 from receiver.storage.transfer import copy
-from tests.faults.load import Load, Receiver, ended, event_body, state_body
-from tests.faults.oracle import compare
-from tests.postgres import new_database, own_postgresql, postgresql_server, postgresql_url
+from tests.faults.load import event_body, state_body
+from tests.postgres import own_postgresql, postgresql_server, postgresql_url
 from tests.support import KEY
 
 __all__ = ["own_postgresql", "postgresql_server", "postgresql_url"]
@@ -184,42 +180,3 @@ def test_schema_is_missing(tmp_path: Path, missing: str) -> None:
     result = run(f"sqlite:///{paths['source']}", f"sqlite:///{paths['target']}")
     assert result.exit_code == 1
     assert "receiver migrate" in result.output
-
-
-@pytest.fixture
-def postgresql_target(postgresql_server: Any) -> Iterator[str]:
-    """The URL of an empty PostgreSQL database of the test's own."""
-    with new_database(postgresql_server) as url:
-        yield url
-
-
-def test_moving_to_postgresql(tmp_path: Path, postgresql_target: str) -> None:
-    """Copied, restarted on PostgreSQL and copied again, under load: each acknowledged event is there once."""
-    receiver = Receiver(tmp_path, tls=False)
-    source = receiver.database_url
-    environ = os.environ | receiver.environ | {"RECEIVER_DATABASE_URL": postgresql_target}
-
-    def command(*arguments: str) -> None:
-        subprocess.run(
-            [sys.executable, "-m", "receiver", *arguments], cwd=tmp_path, env=environ, check=True, capture_output=True
-        )
-
-    load = Load([receiver])
-    with ended(receiver):
-        receiver.start()
-        with load.running():
-            load.wait_for(50)
-            command("migrate")
-            command("copy", "--from", source)
-            load.wait_for(50)
-            assert receiver.stop() == 0
-            receiver.environ["RECEIVER_DATABASE_URL"] = postgresql_target
-            receiver.start()
-            load.wait_for(50)
-            command("copy", "--from", source)
-            load.wait_for(20)
-        compare("moving to another database", load).check()
-        assert receiver.stop() == 0
-    assert {one["digest"] for one in held_by(source)["events"]} < {
-        one["digest"] for one in held_by(postgresql_target)["events"]
-    }
