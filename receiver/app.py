@@ -22,13 +22,18 @@ from receiver.settings import EndpointSettings, Settings
 from receiver.storage.database import Database, problem_of
 from receiver.storage.journal import Journal
 from receiver.storage.projector import Projector
+from receiver.web.admission import Limits
 from receiver.web.callbacks import Callbacks, Endpoint
+from receiver.web.certificate import Certificate
+from receiver.web.listeners import allow_connections, listen
 from receiver.web.operations import operations_app
-from receiver.web.server import Server, create_server, listen, tls_context
+from receiver.web.server import Server, create_server
 
 logger = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL = 0.0005  # seconds
+_CERTIFICATE_POLL = 2  # seconds
+_OPERATIONS_CONNECTIONS = 64
 _GRACE = 5  # seconds for requests under way, and again for the journal to drain
 
 
@@ -36,14 +41,12 @@ class Receiver:
     """All parts of a running receiver. `now` gives POSIX seconds. Starting raises the parts' own errors."""
 
     def __init__(self, settings: Settings, *, now: Callable[[], float] = time.time) -> None:
-        tls = None
-        if settings.tls_certificate is not None and settings.tls_key is not None:
-            tls = tls_context(settings.tls_certificate, settings.tls_key)
-        self._sockets = [
-            listen("listen", *settings.listen),
-            listen("operations_listen", *settings.operations_listen),
-        ]
         self.metrics = Metrics(endpoint.name for endpoint in settings.endpoints)
+        self._certificate = None
+        if settings.tls_certificate is not None and settings.tls_key is not None:
+            self._certificate = Certificate(settings.tls_certificate, settings.tls_key, self.metrics)
+        allow_connections(settings.max_connections)
+        operations_socket = listen("operations_listen", *settings.operations_listen)
         self.database = Database(settings.database_url)
         _migrate_own(self.database)
         grown = threading.Event()
@@ -54,17 +57,37 @@ class Receiver:
             self.journal.append,
             self.metrics,
             max_body_bytes=settings.max_body_bytes,
+            trusted_proxies=settings.trusted_proxies,
             now=now,
         )
+        limits = Limits(
+            settings.max_connections,
+            settings.max_connections_per_address,
+            settings.request_timeout,
+            settings.trusted_proxies,
+        )
+        self._public = create_server(
+            callbacks,
+            "public",
+            self.metrics,
+            limits=limits,
+            certificate=self._certificate,
+            grace=_GRACE,
+            handover=True,
+        )
         operations = operations_app(self.metrics.registry, self.journal.check)
-        self._public = create_server(callbacks, tls=tls, grace=_GRACE)
-        self._operations = create_server(operations, grace=1)
+        few = Limits(_OPERATIONS_CONNECTIONS, _OPERATIONS_CONNECTIONS, settings.request_timeout)
+        self._operations = create_server(operations, "operations", self.metrics, limits=few, grace=1)
+        # Last: from here on clients come, also those of a receiver that this one is to take over from.
+        self._sockets = [listen("listen", *settings.listen, shared=True), operations_socket]
 
     async def serve(self, on_started: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop`, or a signal to end, then put away what is under way."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        watching = loop.create_task(self._watch_certificate())
         self.projector.start()
         servers = (self._public, self._operations)
         running = [
@@ -82,6 +105,7 @@ class Receiver:
         await asyncio.to_thread(self.projector.stop, _GRACE)
         self._operations.should_exit = True
         await running[1]
+        watching.cancel()
         self.journal.close()
         self.database.close()
 
@@ -90,6 +114,15 @@ class Receiver:
         notify(STOPPING)
         self._public.force_exit = self._public.should_exit
         self._public.should_exit = True
+
+    def _reload(self) -> None:
+        if self._certificate is not None:
+            self._certificate.reload()
+
+    async def _watch_certificate(self) -> None:
+        while self._certificate is not None:
+            await asyncio.sleep(_CERTIFICATE_POLL)
+            self._certificate.reload_if_changed()
 
 
 def run(settings: Settings, on_started: Callable[[], None]) -> None:

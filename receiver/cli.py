@@ -40,7 +40,7 @@ from receiver.tools.export import as_csv, as_json
 from receiver.tools.sender import Answer, Sender, SendError, body_of, livestream, send_load
 from receiver.tools.setup import write_configuration
 from receiver.tools.timeline import draw_job, draw_jobs
-from receiver.web.server import ListenError
+from receiver.web.listeners import ListenError
 
 _KNOWN_ERRORS = (SettingsError, JournalError, ListenError, SchemaError, SendError)
 

@@ -15,6 +15,8 @@ from receiver.protocol.signature import FORMS, REASONS
 
 OTHER = "other"
 REJECTIONS = (*REASONS, "too_large", "disconnected", "not_durable")
+LISTENERS = ("public", "operations")
+DROPS = ("limit", "timeout", "malformed", "handshake")
 EVENT_TYPES = (*EventType, OTHER)
 STATES = (*StreamState, OTHER)
 PROJECTOR_ERRORS = ("connection", "schema", "refused", "journal", OTHER)
@@ -52,6 +54,14 @@ class Metrics:
             form=tuple(FORMS),
             key=("current", "previous"),
         )
+        self.connections = self._gauge("connections", "Connections that are open.", listener=LISTENERS)
+        self.connections_dropped_total = self._counter(
+            "connections_dropped_total", "Connections refused or ended early.", listener=LISTENERS, reason=DROPS
+        )
+        self.certificate_expiry_timestamp_seconds = self._gauge(
+            "certificate_expiry_timestamp_seconds", "When the TLS certificate in use expires; NaN without one."
+        )
+        self.certificate_expiry_timestamp_seconds.set(float("nan"))
         self.signed_time_skew_seconds = self._gauge(
             "signed_time_skew_seconds", "This clock minus the signed time, of the latest authentic callback."
         )

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -19,6 +20,8 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from receiver.protocol.signature import AUTO, FORMS, SECRET_PARAMETER, TIME_PARAMETER, AuthType
+
+Network = IPv4Network | IPv6Network
 
 DEFAULT_FILE = "receiver.toml"
 DEFAULT_URL = "https://localhost:8443/callbacks/metastudio"
@@ -44,6 +47,10 @@ _PROCESS_SETTINGS = (
     "journal_max_bytes",
     "database_url",
     "max_body_bytes",
+    "max_connections",
+    "max_connections_per_address",
+    "request_timeout",
+    "trusted_proxies",
 )
 _URL_CHARACTERS = re.compile(r"[^\s\x00-\x1f\x7f\"<>\\^`{|}#]+")
 
@@ -79,7 +86,7 @@ class EndpointSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that can be set. Addresses are (host, port), sizes are in bytes."""
+    """Everything that can be set. Addresses are (host, port), sizes are in bytes, times in seconds."""
 
     endpoints: tuple[EndpointSettings, ...]
     listen: tuple[str, int] = ("0.0.0.0", 8443)  # noqa: S104 (the callbacks come from outside)
@@ -90,6 +97,10 @@ class Settings:
     journal_max_bytes: int = 2**30
     database_url: str = field(default="sqlite:///var/receiver.db", repr=False)
     max_body_bytes: int = 2**20
+    max_connections: int = 1024
+    max_connections_per_address: int = 256
+    request_timeout: int = 30
+    trusted_proxies: tuple[Network, ...] = ()
 
 
 def load(file: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -143,6 +154,10 @@ def masked(settings: Settings) -> dict[str, Any]:
         "journal_max_bytes": settings.journal_max_bytes,
         "database_url": make_url(settings.database_url).set(query={}).render_as_string(hide_password=True),
         "max_body_bytes": settings.max_body_bytes,
+        "max_connections": settings.max_connections,
+        "max_connections_per_address": settings.max_connections_per_address,
+        "request_timeout": settings.request_timeout,
+        "trusted_proxies": [str(network) for network in settings.trusted_proxies],
         "endpoints": endpoints,
     }
 
@@ -357,6 +372,26 @@ def _address_text(address: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _networks(setting: str, value: object) -> tuple[Network, ...]:
+    texts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(texts, list):
+        raise SettingsError(f'{setting}: is not a list: write it as ["127.0.0.1", "10.0.0.0/8"]')
+    found: list[Network] = []
+    for text in texts:
+        try:
+            network = ip_network(_string(setting, text))
+        except ValueError as error:
+            raise SettingsError(
+                f"{setting}: {text!r} is no address, nor a network with all bits after its prefix 0, such as 10.0.0.0/8"
+            ) from error
+        if network.prefixlen == 0:
+            raise SettingsError(
+                f"{setting}: {text} is everybody, and anybody could say to be anyone: name your proxies"
+            )
+        found.append(network)
+    return tuple(found)
+
+
 def _variable(setting: str) -> str:
     return f"RECEIVER_{setting.upper()}"
 
@@ -374,4 +409,8 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "journal_max_bytes": partial(_number, least=_SMALLEST_JOURNAL),
     "database_url": _database_url,
     "max_body_bytes": _number,
+    "max_connections": _number,
+    "max_connections_per_address": _number,
+    "request_timeout": _number,
+    "trusted_proxies": _networks,
 }

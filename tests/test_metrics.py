@@ -26,6 +26,12 @@ FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
         "counter",
         {"endpoint": ENDPOINTS, "form": sorted(FORMS), "key": ["current", "previous"]},
     ),
+    "connections": ("gauge", {"listener": ["public", "operations"]}),
+    "connections_dropped": (
+        "counter",
+        {"listener": ["public", "operations"], "reason": ["limit", "timeout", "malformed", "handshake"]},
+    ),
+    "certificate_expiry_timestamp_seconds": ("gauge", {}),
     "signed_time_skew_seconds": ("gauge", {}),
     "journal_commit_duration_seconds": ("histogram", {}),
     "journal_batch_events": ("histogram", {}),
@@ -44,6 +50,8 @@ FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "last_event_timestamp_seconds": ("gauge", {"event_type": TYPES}),
     "build_info": ("gauge", {"version": [version("metastudio-callback-receiver")]}),
 }
+
+FIRST_VALUES = {"build_info": "1.0", "certificate_expiry_timestamp_seconds": "nan"}
 
 
 def exposed(metrics: Metrics) -> dict[str, Metric]:
@@ -75,7 +83,7 @@ def test_every_combination_of_labels_is_there_from_the_start(families: dict[str,
     there = [tuple(sample.labels[label] for label in labels) for sample in samples]
     assert sorted(there) == sorted(product(*labels.values()))
     assert all(sample.labels.keys() == labels.keys() for sample in samples)
-    assert {sample.value for sample in samples} == {1.0 if name == "build_info" else 0.0}
+    assert {str(sample.value) for sample in samples} == {FIRST_VALUES.get(name, "0.0")}
 
 
 def test_default_endpoint() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ def test_only_a_key_has_to_be_set() -> None:
         journal_max_bytes=1024**3,
         database_url="sqlite:///var/receiver.db",
         max_body_bytes=1024**2,
+        max_connections=1024,
+        max_connections_per_address=256,
+        request_timeout=30,
+        trusted_proxies=(),
     )
 
 
@@ -77,6 +82,15 @@ EVERY_SETTING: dict[str, tuple[Any, Any, str, Any]] = {
     "journal_max_bytes": (2**20, ..., "10000000000", 10**10),
     "database_url": ("sqlite:///database.db", ..., "postgresql+psycopg://u:p@h:5432/d?sslmode=require", ...),
     "max_body_bytes": (1, ..., "4096", 4096),
+    "max_connections": (100, ..., "10000", 10000),
+    "max_connections_per_address": (1, ..., "64", 64),
+    "request_timeout": (5, ..., "60", 60),
+    "trusted_proxies": (
+        ["127.0.0.1", "10.0.0.0/8"],
+        (ip_network("127.0.0.1/32"), ip_network("10.0.0.0/8")),
+        "::1, fd00::/8",
+        (ip_network("::1/128"), ip_network("fd00::/8")),
+    ),
 }
 IN_FILE = {name: row[0] for name, row in EVERY_SETTING.items()}
 IN_ENVIRONMENT = {variable(name): row[2] for name, row in EVERY_SETTING.items()}
@@ -272,6 +286,14 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "journal too small": ("journal_max_bytes", 2**20 - 1, "1048576 or more"),
     "journal with a unit": ("journal_max_bytes", "1 GiB", "whole number"),
     "body of nothing": ("max_body_bytes", 0, "1 or more"),
+    "no connection": ("max_connections", 0, "1 or more"),
+    "no connection of an address": ("max_connections_per_address", 0, "1 or more"),
+    "no time": ("request_timeout", 0, "1 or more"),
+    "proxy by name": ("trusted_proxies", "127.0.0.1, proxy.internal", "such as 10.0.0.0/8"),
+    "proxies with a wrong mask": ("trusted_proxies", ["10.0.0.1/8"], "all bits after its prefix 0"),
+    "proxies a number": ("trusted_proxies", 1, "write it as"),
+    "proxies a list of numbers": ("trusted_proxies", [1], "put it in quotes"),
+    "proxies everywhere": ("trusted_proxies", ["0.0.0.0/0"], "name your proxies"),
     "database of no kind": (DATABASE, SECRET, "postgresql+psycopg://"),
     "database of another kind": (DATABASE, f"mysql+pymysql://u:{SECRET}@h/d", "postgresql+psycopg://"),
     "database without its driver": (DATABASE, f"postgresql://u:{SECRET}@h/d", "begin it with postgresql+psycopg://"),
@@ -500,7 +522,8 @@ def test_a_variable_for_one_of_several_endpoints_is_refused() -> None:
 
 def test_masked_shows_what_is_in_force() -> None:
     """Every setting is shown under its name as it would be written."""
-    assert masked(load(None, {"RECEIVER_KEY": KEY, "RECEIVER_LISTEN": "[::]:8443"})) == {
+    environ = {"RECEIVER_KEY": KEY, "RECEIVER_LISTEN": "[::]:8443", "RECEIVER_TRUSTED_PROXIES": "10.0.0.0/8"}
+    assert masked(load(None, environ)) == {
         "listen": "[::]:8443",
         "tls_certificate": "",
         "tls_key": "",
@@ -509,6 +532,10 @@ def test_masked_shows_what_is_in_force() -> None:
         "journal_max_bytes": 1024**3,
         "database_url": "sqlite:///var/receiver.db",
         "max_body_bytes": 1024**2,
+        "max_connections": 1024,
+        "max_connections_per_address": 256,
+        "request_timeout": 30,
+        "trusted_proxies": ["10.0.0.0/8"],
         "endpoints": [
             {
                 "name": "default",

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import REJECTIONS, Metrics
 from receiver.protocol.signature import SignatureError, StaleSignatureError, Verified, Verifier
+from receiver.web.addresses import Network, client_address
 
 logger = logging.getLogger(__name__)
 
@@ -75,20 +76,22 @@ class Allowance:
 class Callbacks:
     """The public listener's ASGI application: POST on each endpoint's path, GET on ``/healthz``, and nothing else.
 
-    `append` puts a delivery on disk; `now` gives POSIX seconds.
+    `append` puts a delivery on disk; `trusted_proxies` are believed whose request it is; `now` gives POSIX seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the journal, the metrics, and the settings)
         self,
         endpoints: Iterable[Endpoint],
         append: Append,
         metrics: Metrics,
         *,
         max_body_bytes: int,
+        trusted_proxies: Sequence[Network] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
         self._callbacks: dict[bytes, ASGIApp] = {
-            path_of(endpoint.url): _Callback(endpoint, append, metrics, max_body_bytes, now) for endpoint in endpoints
+            path_of(endpoint.url): _Callback(endpoint, append, metrics, max_body_bytes, trusted_proxies, now)
+            for endpoint in endpoints
         }
         self._elsewhere = Starlette(routes=[Route(HEALTH_PATH, _health, methods=["GET"])])
 
@@ -118,13 +121,20 @@ class _Rejected(Exception):  # noqa: N818 (an answer, not a fault)
 class _Callback:
     """One endpoint."""
 
-    def __init__(
-        self, endpoint: Endpoint, append: Append, metrics: Metrics, max_body_bytes: int, now: Callable[[], float]
+    def __init__(  # noqa: PLR0913, PLR0917 (what Callbacks has, for one)
+        self,
+        endpoint: Endpoint,
+        append: Append,
+        metrics: Metrics,
+        max_body_bytes: int,
+        trusted_proxies: Sequence[Network],
+        now: Callable[[], float],
     ) -> None:
         self._name = endpoint.name
         self._verifier = endpoint.verifier
         self._append = append
         self._max_body_bytes = max_body_bytes
+        self._trusted_proxies = trusted_proxies
         self._now = now
         self._stale_allowance = Allowance(16 * 2**20, 1024, time.monotonic)
         self._duration = metrics.callback_duration_seconds
@@ -145,12 +155,14 @@ class _Callback:
         except _Rejected as rejected:
             self._rejected.inc()
             self._reasons[rejected.reason].inc()
-            details = {"endpoint": self._name, "reason": rejected.reason, "client": (scope["client"] or ["?"])[0]}
+            details = {"endpoint": self._name, "reason": rejected.reason, "client": self._client(scope)}
             logger.warning("callback rejected", extra=details)
             if rejected.status:
                 await _answer(send, rejected.status, rejected.body, rejected.headers)
         else:
             self._accepted.inc()
+            if (extensions := scope.get("extensions")) is not None:
+                extensions["accepted"]()  # the connection is not one of those that are turned out
             await _answer(send, 200, _ACCEPTED)
         self._duration.observe(time.perf_counter() - started)
 
@@ -170,6 +182,10 @@ class _Callback:
         except asyncio.CancelledError:
             # The server ends and does not wait any longer. uvicorn would answer 500.
             raise _Rejected("not_durable", 503, _NOT_DURABLE, _RETRY_AFTER) from None
+
+    def _client(self, scope: Scope) -> str:
+        peer = (scope["client"] or ["?"])[0]
+        return client_address(peer, scope["headers"], self._trusted_proxies)
 
     def _verify(self, scope: Scope, now: float) -> tuple[Verified, str | None]:
         """Who sent it, and why it is not to be believed if it is not."""

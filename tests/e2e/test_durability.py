@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -98,9 +99,12 @@ def test_second_receiver_on_one_journal(tmp_path: Path) -> None:
 
 
 def test_port_that_is_taken(tmp_path: Path) -> None:
-    """A port that is taken is named together with its setting."""
+    """A port that another program has, or another receiver has for its operations, is named with its setting."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "Error: listen: cannot" in refused(tmp_path, RECEIVER_LISTEN=f"127.0.0.1:{taken.getsockname()[1]}")
     with running(tmp_path) as receiver:
-        assert "listen:" in refused(tmp_path, RECEIVER_LISTEN=f"127.0.0.1:{receiver.port}")
+        environ = {"RECEIVER_OPERATIONS_LISTEN": f"127.0.0.1:{receiver.operations_port}"}
+        assert "operations_listen: cannot" in refused(tmp_path, RECEIVER_JOURNAL="var/other.db", **environ)
 
 
 def test_newer_database(tmp_path: Path) -> None:
