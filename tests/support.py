@@ -125,9 +125,9 @@ class Process:
         plain = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         return self.trust.wrap_socket(plain, server_hostname="localhost") if self.tls else plain
 
-    def connection(self, source: str = "127.0.0.1") -> http.client.HTTPConnection:
+    def connection(self, source: str = "127.0.0.1", timeout: float = 60) -> http.client.HTTPConnection:
         """The same for HTTP, from the address `source`."""
-        options: dict[str, Any] = {"timeout": 60, "source_address": (source, 0)}
+        options: dict[str, Any] = {"timeout": timeout, "source_address": (source, 0)}
         if self.tls:
             return http.client.HTTPSConnection("localhost", self.port, context=self.trust, **options)
         return http.client.HTTPConnection("localhost", self.port, **options)
