@@ -218,3 +218,15 @@ def running(folder: Path, *, tls: bool = True, **environ: str) -> Iterator[Proce
     finally:
         if process.process.poll() is None:
             process.stop()
+
+
+def refused(folder: Path, **environ: str) -> str:
+    """What a receiver says that does not start."""
+    process = Process(folder, tls=True, **environ)
+    done = subprocess.run(
+        [sys.executable, "-m", "receiver", "serve"], cwd=folder, env=process.environ, capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    text = done.stderr.decode()
+    assert text.count("\n") == 1
+    return text
