@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import URL
+
+from tests.deploy.monitoring.stack import Stack, stack
+from tests.postgres import own_postgresql, postgresql_server
+
+__all__ = ["own_postgresql", "postgresql_server"]
+
+
+@pytest.fixture(scope="session")
+def monitored(tmp_path_factory: pytest.TempPathFactory, postgresql_server: URL) -> Iterator[Stack]:
+    """A receiver, PostgreSQL and Prometheus after three livestreams. Tests only read."""
+    with stack(tmp_path_factory.mktemp("monitored"), postgresql_server) as running:
+        yield running
