@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url
@@ -99,7 +99,7 @@ class Deadline:
             timer.cancel()
 
     def _connect(self, dialect: Dialect, _record: object, args: list[Any], options: dict[str, Any]) -> Any:  # noqa: ANN401
-        connection: PostgreSQLConnection[Any] = dialect.connect(*args, **options)
+        connection = cast("PostgreSQLConnection[Any]", dialect.connect(*args, **options))
         self._connections.add(connection)
         return connection
 
