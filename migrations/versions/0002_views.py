@@ -48,7 +48,7 @@ _POSTGRESQL_TRIGGER = (
     """,
 )
 
-# SQLite has triggers for each row only. No upsert: the outer statement's ON CONFLICT could be taken for its own.
+# SQLite has triggers for each row only.
 _SQLITE_LATER = "coalesce(strftime('%Y-%m-%d %H:%M:%f', {}, '+10 minutes') || '000', '9999-12-31 23:59:59.999999')"
 _SQLITE_TRIGGER = (
     f"""
@@ -59,14 +59,12 @@ _SQLITE_TRIGGER = (
             AND (NEW.room_id IS NULL OR j.room_id IS NOT NULL)
     )
     BEGIN
-        UPDATE jobs SET
-            room_id = coalesce(room_id, NEW.room_id),
-            first_sent_at = min(first_sent_at, NEW.sent_at),
-            sent_until = max(sent_until, {_SQLITE_LATER.format("NEW.sent_at")})
-        WHERE job_id = NEW.job_id;
         INSERT INTO jobs (job_id, room_id, first_sent_at, sent_until)
-        SELECT NEW.job_id, NEW.room_id, NEW.sent_at, {_SQLITE_LATER.format("NEW.sent_at")}
-        WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE job_id = NEW.job_id);
+        VALUES (NEW.job_id, NEW.room_id, NEW.sent_at, {_SQLITE_LATER.format("NEW.sent_at")})
+        ON CONFLICT (job_id) DO UPDATE SET
+            room_id = coalesce(room_id, excluded.room_id),
+            first_sent_at = min(first_sent_at, excluded.first_sent_at),
+            sent_until = max(sent_until, excluded.sent_until);
     END
     """,  # noqa: S608 (our own text)
 )
