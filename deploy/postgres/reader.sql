@@ -14,7 +14,8 @@ ALTER ROLE metastudio_reader LOGIN CONNECTION LIMIT 20;
   ALTER ROLE metastudio_reader PASSWORD :'password';
 \endif
 
--- What may be read is decided by the grants below. These keep a slow query from being a burden.
+-- What may be read is decided by the grants below; these keep a slow query from being a burden. Who switches the first
+-- off can still write to no table, but make what PostgreSQL lets everybody make: temporary tables and large objects.
 ALTER ROLE metastudio_reader SET default_transaction_read_only = on;
 ALTER ROLE metastudio_reader SET statement_timeout = '30s';
 ALTER ROLE metastudio_reader SET idle_in_transaction_session_timeout = '60s';
