@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import termios
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,40 +20,59 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from rich.cells import cell_len
+from sqlalchemy import URL, create_engine, delete
 
 from receiver.cli import main
 from receiver.delivery import Delivery
 from receiver.protocol.events import EventType
+from receiver.storage import schema
 from receiver.storage.database import Database
 from receiver.storage.projector import to_row
 from receiver.tools.sender import body_of, livestream
-from tests.postgres import own_postgresql, postgresql_server, postgresql_url
+from tests.postgres import new_database, own_postgresql, postgresql_server
 from tests.support import KEY
 
-__all__ = ["own_postgresql", "postgresql_server", "postgresql_url"]
+__all__ = ["own_postgresql", "postgresql_server"]
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 JOB, ROOM = "e87104f76d7546ce8a46ac6b04c49c3c", "26f065244f754b3aa853b649a21aaf66"
 SCRIPT, STATE, REPLY = EventType.SHOOT_SCRIPT_SWITCH, EventType.RTMP_STREAM_STATE_CHANGE, EventType.REPLY_COMMAND_FINISH
 
 
+@pytest.fixture(scope="module")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return migrated(f"sqlite:///{tmp_path_factory.mktemp('history')}/receiver.db")
+
+
+@pytest.fixture(scope="module")
+def migrated_postgresql(postgresql_server: URL) -> Iterator[str]:
+    with new_database(postgresql_server) as url:
+        yield migrated(url)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a migrated database, of each kind that is supported."""
-    url: str = f"sqlite:///{tmp_path}/receiver.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-    return migrated(url)
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty, migrated database, of each kind that is supported."""
+    return emptied(request.getfixturevalue(f"migrated_{request.param}"))
 
 
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return migrated(f"sqlite:///{tmp_path}/receiver.db")
+def sqlite_url(migrated_sqlite: str) -> str:
+    return emptied(migrated_sqlite)
 
 
 def migrated(url: str) -> str:
     with closing(Database(url)) as database:
         database.migrate()
+    return url
+
+
+def emptied(url: str) -> str:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for table in schema.metadata.sorted_tables:
+            connection.execute(delete(table))
+    engine.dispose()
     return url
 
 

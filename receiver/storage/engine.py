@@ -22,9 +22,9 @@ _DEADLINE = 15.0  # seconds for a transaction, connecting aside; the server's ow
 READ_ONLY = "read_only"  # the execution option of a transaction that writes nothing
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another's SQLite transaction
 # A connection that breaks in silence leaves its transaction open, with locks on keys that are to be written again:
-# the server ends it when nothing has come for a while.
+# the server ends it when nothing has come for a while. To compile a query costs more than any of ours takes.
 _SERVER_LIMITS = (
-    "-c statement_timeout=10s -c lock_timeout=5s -c idle_in_transaction_session_timeout=10s -c timezone=UTC"
+    "-c statement_timeout=10s -c lock_timeout=5s -c idle_in_transaction_session_timeout=10s -c timezone=UTC -c jit=off"
 )
 
 

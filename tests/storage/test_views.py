@@ -291,6 +291,16 @@ def test_room_that_is_told_later(views: Views) -> None:
     assert views.query("SELECT room_id FROM stream_sessions") == [("the room",)]
 
 
+def test_long_job(views: Views) -> None:
+    """A job's events belong to it however far apart they are, and in whatever order they come one by one."""
+    times = [0, 3600, 86_400 * 7, 1800, -3600]
+    for at in times:
+        views.store(paragraph(at, f"{at}"))
+    assert [started for _, started, *_ in views.timeline()] == sorted(times)
+    assert views.query("SELECT first_event_at, last_event_at, events FROM live_jobs") == [(-3600, 86_400 * 7, 5)]
+    assert len(views.database.job("job")) == 5
+
+
 def test_script_loops(views: Views) -> None:
     """A paragraph that is played again is another row, also right after itself."""
     views.store(
