@@ -110,6 +110,9 @@ def test_ports_match() -> None:
     assert f'"receiver:{settings.operations_listen[1]}"' in (FOLDER / "compose/prometheus.yml").read_text()
     for other in ("caddy", "prometheus"):
         assert set(SERVICES[other]["networks"]) & set(SERVICES["receiver"]["networks"])
+    (network,) = SERVICES["caddy"]["networks"]
+    (subnet,) = COMPOSE["networks"][network]["ipam"]["config"]
+    assert [str(one) for one in settings.trusted_proxies] == [subnet["subnet"]]
 
 
 def test_receiver_waits_for_nothing() -> None:
