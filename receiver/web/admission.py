@@ -18,7 +18,7 @@ from receiver.web.addresses import Network, client_group, is_trusted, parse_addr
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 2.0  # seconds that a stranger is left alone: a far client with TLS has sent its header by then
+_PATIENCE = 1.0  # seconds that a stranger is left alone: a far client has shaken hands and sent its header by then
 
 
 @dataclass(frozen=True, slots=True)

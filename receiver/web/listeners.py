@@ -58,13 +58,15 @@ def allow_connections(most: int) -> None:
     """Raise this process's limit of open files so that `most` connections fit; raises `ListenError`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = most + _OTHER_FILES
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise ListenError(
-            f"max_connections: {most} connections need {needed} open files, and the system allows {hard}: raise that"
-            f" (ulimit -Hn, LimitNOFILE=), or set `max_connections` to {max(1, hard - _OTHER_FILES)} or less"
-        )
-    if soft < needed:
+    if soft >= needed:
+        return
+    try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (ValueError, OSError) as error:  # over the hard limit, or in a sandbox
+        raise ListenError(
+            f"max_connections: {most} connections need {needed} open files, and the system allows {soft} to {hard}:"
+            f" raise that (ulimit -n, LimitNOFILE=), or set `max_connections` to {max(1, soft - _OTHER_FILES)} or less"
+        ) from error
 
 
 def is_exhausted(error: OSError) -> bool:

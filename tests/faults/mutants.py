@@ -38,8 +38,36 @@ PROJECTOR = "receiver/storage/projector.py"
 ENGINE = "receiver/storage/engine.py"
 DATABASE = "receiver/storage/database.py"
 KILL, POWER, DISK, FLEET = (f"tests/faults/test_{name}.py" for name in ("kill", "power", "disk", "fleet"))
+ADMISSION, CONNECTIONS, SERVER, LISTENERS, CERTIFICATE = (
+    f"receiver/web/{name}.py" for name in ("admission", "connections", "server", "listeners", "certificate")
+)
+HOSTILE, UNTIL_THE_END = "tests/e2e/test_hostile.py", "tests/web/test_server.py"
+NO_CAPS = Change(ADMISSION, "        address = parse_address(host)\n        own", "        return True\n{old}")
+NO_DEADLINES = Change(
+    CONNECTIONS, "        if self.is_open:\n            if not self.transport.get", "        return False\n{old}"
+)
 
 MUTANTS = (
+    Mutant("no limit to connections and time", (f"{HOSTILE}::test_slow_clients",), (NO_CAPS, NO_DEADLINES)),
+    Mutant(
+        "no limit before the handshake", (f"{HOSTILE}::test_clients_that_never_shake_hands",), (NO_CAPS, NO_DEADLINES)
+    ),
+    Mutant("no deadlines", (f"{HOSTILE}::test_deadlines_are_absolute",), (NO_DEADLINES,)),
+    Mutant(
+        "connections that wait are lost at the end",
+        (UNTIL_THE_END,),
+        (Change(SERVER, "while self._accept(listener):", "while False:"),),
+    ),
+    Mutant(
+        "new connections are reset at the end",
+        (UNTIL_THE_END,),
+        (Change(LISTENERS, "listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)", "pass"),),
+    ),
+    Mutant(
+        "a new certificate is not noticed",
+        ("tests/web/test_certificate.py",),
+        (Change(CERTIFICATE, "if self._state() != self._seen:", "if False:"),),
+    ),
     Mutant(
         "journal not synced: synchronous=NORMAL",
         (POWER,),
