@@ -16,7 +16,7 @@ demo: .venv/installed
 
 test: lint
 	$(BIN)/coverage erase
-	$(BIN)/pytest --cov --cov-report=term
+	$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lint: .venv/developed
 	$(BIN)/ruff format --check

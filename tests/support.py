@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
+import random
 import re
 import signal
 import socket
@@ -24,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from receiver.protocol.signature import AuthType, sign
 from receiver.tools.setup import self_signed
 
+_CHANCE = random.SystemRandom()
 KEY = "0123456789abcdefThis-Is-The-Key"
 SAMPLES = {
     "SHOOT_SCRIPT_SWITCH": rb"""{"event_type":  "SHOOT_SCRIPT_SWITCH", "message":"{\"room_id\":\"26f065244f754b3aa853b649a21aaf66\",\"job_id\":\"e87104f76d7546ce8a46ac6b04c49c3c\",\"scene_script_name\":\"Product 1\",\"shoot_script_sequence_no\":\"2\",\"shoot_script_title\":\"Paragraph 2\"}"}""",  # noqa: E501
@@ -50,10 +53,11 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> 
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
+    """A port that nothing listens on, and that no client is given: those have the ports from 32768 on."""
+    while True:
+        port = _CHANCE.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Process:

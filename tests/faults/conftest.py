@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,24 +13,29 @@ from tests.postgres import own_postgresql, postgresql_server, postgresql_url
 
 __all__ = ["own_postgresql", "postgresql_server", "postgresql_url"]
 
-_OUTCOMES = pytest.StashKey[list[Outcome]]()
-
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[Outcome], None]:
     """Takes an outcome into the table at the end of the run, and fails the test unless the promise was kept."""
-    outcomes = request.config.stash.setdefault(_OUTCOMES, [])
 
     def take(outcome: Outcome) -> None:
-        outcomes.append(outcome)
+        # Goes with the test's report, from whichever process runs it.
+        request.node.user_properties.append(("outcome", asdict(outcome)))
         outcome.check()
 
     return take
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print all outcomes as one table."""
-    outcomes = config.stash.get(_OUTCOMES, [])
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    outcomes = [
+        Outcome(**value)
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, value in report.user_properties
+        if name == "outcome" and isinstance(value, dict)
+    ]
     if not outcomes:
         return
     names = ("runs", "acknowledged", "stored", "lost", "duplicates")
