@@ -91,10 +91,12 @@ class Receiver(Process):
         return self.folder / "serve.out"
 
 
-def strace(calls: str, injected: str, output: Path) -> tuple[str, ...]:
-    """A program to run a receiver under, which tampers with the system calls it makes."""
+def strace(calls: str, injected: str, output: Path, *paths: Path) -> tuple[str, ...]:
+    """A program to run a receiver under, which tampers with the system calls it makes, or with those on some files."""
     # -D: strace is a child of what it traces, and ends with it, not the other way round.
-    options = ("-D", "-f", "--seccomp-bpf", "-o", str(output))
+    options = ["-D", "-f", "--seccomp-bpf", "-o", str(output)]
+    for path in paths:
+        options += ["-P", str(path)]
     return ("strace", *options, "-e", f"trace={calls}", "-e", f"inject={injected}")
 
 

@@ -82,9 +82,10 @@ def huge_body(run: str, number: int) -> bytes:
 
 @pytest.mark.parametrize("call", ["fdatasync,fsync", "pwrite64", "pread64"])
 def test_io_errors(tmp_path: Path, call: str, record: Record) -> None:
-    """While the disk answers with I/O errors it is 200 or 503 and never 500; afterwards it recovers by itself."""
-    failing = f"{call}:error=EIO:when=100..160"  # of each thread's calls
-    receiver = Receiver(tmp_path, tls=False, under=strace(call, failing, tmp_path / "strace"))
+    """While the journal's disk fails it is 200 or 503 and never 500; afterwards it recovers by itself."""
+    failing = f"{call}:error=EIO:when=100..160"  # of the thread's calls
+    journal = [tmp_path / f"var/journal.db{suffix}" for suffix in ("", "-wal")]
+    receiver = Receiver(tmp_path, tls=False, under=strace(call, failing, tmp_path / "strace", *journal))
     load = Load([receiver], connections=8)
     with ended(receiver):
         receiver.start()
