@@ -31,7 +31,7 @@ from receiver.web.server import Server, create_server
 
 logger = logging.getLogger(__name__)
 
-_SWITCH_INTERVAL = 0.0005  # seconds
+_SWITCH_INTERVAL = 0.0001  # seconds
 _CERTIFICATE_POLL = 2  # seconds
 _OPERATIONS_CONNECTIONS = 64
 _GRACE = 5  # seconds for requests under way, and again for the journal to drain

@@ -5,7 +5,9 @@ Runs in a thread of its own. Whatever fails, the journal keeps what the database
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import random
 import threading
 import time
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 500
 _LINGER = 0.1  # seconds
+_NICE = 10  # so that it does not keep a processor from the callbacks
 _SHORTEST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 10.0
 _COUNT_STREAMS_EVERY = 5.0
@@ -65,6 +68,8 @@ class Projector:
         self._thread.join(grace + 1)
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError):  # where a sandbox forbids it, it is only slower
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # on Linux the thread's own
         pause = _SHORTEST_PAUSE
         while not self._is_over():
             try:

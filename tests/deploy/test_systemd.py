@@ -37,7 +37,8 @@ def allowed_calls() -> set[str]:
 
     allowed = set[str]()
     for line in settings("SystemCallFilter"):
-        named = set[str]().union(*(members(group) for group in line.removeprefix("~").split()))
+        words = line.removeprefix("~").split()
+        named = set[str]().union(*(members(word) if word.startswith("@") else {word} for word in words))
         allowed = allowed - named if line.startswith("~") else allowed | named
     return allowed
 
