@@ -164,7 +164,7 @@ def test_send(beside: Process) -> None:
     assert result.exit_code == 0
     assert result.output.startswith('200 {"status":"accepted"} (')
     assert invoke("send", "--to", f"https://localhost:{beside.port}").exit_code == 0
-    rows = beside.rows("SELECT job_id, state, reply_id FROM events ORDER BY id")
+    rows = beside.rows("SELECT job_id, state, reply_id FROM events ORDER BY received_at")
     assert [tuple(row) for row in rows] == [
         ("e87104f76d7546ce8a46ac6b04c49c3c", None, "e87104f76d7546ce8a46ac6b04c49c3c"),
         ("job-of-receiver-send", "CONNECTED", None),

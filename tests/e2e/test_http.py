@@ -306,7 +306,7 @@ def test_operations_listener(receiver: Process) -> None:
     assert receiver.operations("/readyz").status == 200
     assert receiver.operations("/callbacks/metastudio").status == 404
     assert receiver.operations("/metrics").headers["content-type"].startswith("text/plain")
-    assert receiver.metric("database_up") == 1
+    wait_until(lambda: receiver.metric("database_up") == 1, "a database in use")
 
 
 def test_without_a_certificate_it_speaks_plain_http(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_several_endpoints(tmp_path: Path) -> None:
         assert receiver.request("POST", "/hook?token=0123456789abcdef", SAMPLE).status == 200
         assert receiver.request("POST", "/hook?token=0123456789abcdeg", SAMPLE).status == 401
         assert receiver.request("POST", "/hook", SAMPLE).status == 401
-        rows = receiver.rows("SELECT endpoint FROM events ORDER BY id")
+        rows = receiver.rows("SELECT endpoint FROM events ORDER BY received_at")
         assert [row["endpoint"] for row in rows] == ["query", "headers", "secret-url"]
         assert receiver.metric("signature_matches_total", "headers", "host-sorted-hex", "previous") == 1
         assert "0123456789abcdef" not in (tmp_path / "serve.out").read_text()
