@@ -80,17 +80,17 @@ def receiver_on(disk: Disk, folder: Path) -> Receiver:
 def power_cut(disk: Disk, receiver: Receiver) -> None:
     # The process first: while ext4 shuts down, an fsync may end well of which nothing is kept; and no answer is
     # given after the power is gone.
-    stop_at_once(receiver.process.pid)
+    stop(receiver.process.pid, {"T", "D"})  # a thread that is in an fsync does not come back from it
     disk.cut()
     receiver.stop(signal.SIGKILL)
     disk.unmount()
     disk.mount()
 
 
-def stop_at_once(pid: int) -> None:
-    """Let the process do no more, wherever it is: a thread that is in an fsync does not come back from it."""
+def stop(pid: int, states: set[str]) -> None:
+    """Let the process do no more, and wait until each thread is in one of these states."""
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: {state_of(task) for task in Path(f"/proc/{pid}/task").iterdir()} <= {"T", "D"}, "a stop")
+    wait_until(lambda: {state_of(task) for task in Path(f"/proc/{pid}/task").iterdir()} <= states, "a stop")
 
 
 def state_of(task: Path) -> str:
@@ -143,7 +143,9 @@ def test_power_goes_before_the_process(tmp_path: Path, record: Record) -> None:
             receiver.start()
             with load.running():
                 load.wait_for(10)
+                stop(receiver.process.pid, {"T"})  # no fsync may be under way: see power_cut
                 disk.cut()
+                receiver.process.send_signal(signal.SIGCONT)
                 load.wait_until_refused(10)
             assert receiver.operations("/readyz").status == 503
             assert load.post(receiver).status == 503
