@@ -200,3 +200,12 @@ def _execute(server: URL, statement: str) -> None:
             connection.exec_driver_sql(statement)
     finally:
         engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind that is supported."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/receiver.db"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url

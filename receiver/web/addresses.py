@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from receiver.settings import Network
 
 Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 
 _FORWARDED_FOR = re.compile(
     r'\s*(?:[A-Za-z]+=(?:[^\s;,"]*|"[^"]*");)*for=("[^"]*"|[^\s;,"]+)(?:;[^,]*)?\s*', re.IGNORECASE

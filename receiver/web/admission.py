@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from receiver.metrics import Metrics
-from receiver.web.addresses import Network, client_group, is_trusted, parse_address
+from receiver.settings import Network
+from receiver.web.addresses import client_group, is_trusted, parse_address
 
 logger = logging.getLogger(__name__)
 

@@ -4,14 +4,13 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
 from tests.faults.oracle import Outcome
-from tests.postgres import own_postgresql, postgresql_server, postgresql_url
+from tests.postgres import database_url, own_postgresql, postgresql_server, postgresql_url
 
-__all__ = ["own_postgresql", "postgresql_server", "postgresql_url"]
+__all__ = ["database_url", "own_postgresql", "postgresql_server", "postgresql_url"]
 
 
 @pytest.fixture
@@ -66,12 +65,3 @@ def chance() -> random.Random:
     seed = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(2**32))
     print(f"FAULT_SEED={seed}")  # noqa: T201 (pytest shows it where the test fails)
     return random.Random(seed)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, of each kind that is supported."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/receiver.db"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url
