@@ -28,7 +28,7 @@ from receiver.protocol.events import EventError, EventType, StreamState, parse
 from receiver.protocol.signature import AuthType, StaleSignatureError
 from receiver.settings import DEFAULT_FILE, DEFAULT_URL, EndpointSettings, Settings, SettingsError, load, masked
 from receiver.storage.bulk import Row
-from receiver.storage.database import Database, is_refusal, problem_of
+from receiver.storage.database import Database, RefusedError, problem_of
 from receiver.storage.history import TIMELINE, UnknownJobError, find_job, job_history, latest_jobs
 from receiver.storage.journal import JournalError
 from receiver.storage.migration import SchemaError
@@ -53,7 +53,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except _KNOWN_ERRORS as error:
             raise click.ClickException(str(error)) from error
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, RefusedError) as error:
             raise click.ClickException(f"database_url: {problem_of(error)}: is it right, and the server up?") from error
 
 
@@ -416,9 +416,7 @@ def _retry(database: Database, row: Row, *, stale: bool) -> str:
     kept = {name: row[name] for name in ("endpoint", "sent_at", "received_at", "digest")}
     try:
         database.release(row["id"], kept | columns)
-    except (SQLAlchemyError, ValueError, OverflowError) as error:
-        if not is_refusal(error):
-            raise
+    except RefusedError:
         return "left"
     return "moved"
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Column, ColumnElement, Connection, Table, and_, delete, func, literal, or_, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
 from receiver.protocol.events import StreamState
 from receiver.storage.bulk import Key, Row, given, in_json, insert_new
@@ -24,6 +24,10 @@ _MIGRATION_LOCK = 0x4D53_5341  # any number that only this program uses as an ad
 
 # Classes of SQLSTATE: data, integrity, CHECK OPTION, program limits (such as an index row's size), a trigger's RAISE.
 _REFUSALS = frozenset({"22", "23", "44", "54", "P0"})
+
+
+class RefusedError(Exception):
+    """The database refuses a row for its content, so that trying again is of no use. The message shows none of it."""
 
 
 class Stored(NamedTuple):
@@ -68,8 +72,11 @@ class Database:
             )
 
     def store(self, event_rows: Sequence[Row], quarantine_rows: Sequence[Row]) -> Stored:
-        """Keep all rows, in one transaction; returns the keys of those that were not there yet."""
-        with self._begin() as connection:
+        """Keep all rows, in one transaction; returns the keys of those that were not there yet.
+
+        Raises `RefusedError`, and keeps none, where one of them is refused.
+        """
+        with _refusals(), self._begin() as connection:
             return self._store(connection, event_rows, quarantine_rows)
 
     def stream_states(self) -> list[tuple[str, int]]:
@@ -93,8 +100,11 @@ class Database:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def release(self, row_id: int, event_row: Row) -> bool:
-        """Move a row from the quarantine to the events; returns whether the event was not there yet."""
-        with self._begin() as connection:
+        """Move a row from the quarantine to the events; returns whether the event was not there yet.
+
+        Raises `RefusedError`, and moves nothing, where the database refuses it as an event.
+        """
+        with _refusals(), self._begin() as connection:
             stored = self._store(connection, [event_row], [])
             connection.execute(delete(quarantine).where(quarantine.c.id == row_id))
         return bool(stored.events)
@@ -210,8 +220,18 @@ def _ended(before: datetime) -> ColumnElement[bool]:
     return and_(streams.c.state == StreamState.END, streams.c.since < before)
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether the database (or its driver) refused a row for its content, so that trying again is of no use."""
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Tell what a row's content is refused for, by the database or its driver, from all else that can go wrong."""
+    try:
+        yield
+    except (SQLAlchemyError, ValueError, OverflowError) as error:
+        if not _is_refusal(error):
+            raise
+        raise RefusedError(problem_of(error)) from error
+
+
+def _is_refusal(error: Exception) -> bool:
     if isinstance(error, DBAPIError):
         sqlstate = getattr(error.orig, "sqlstate", None)
         return isinstance(error, (DataError, IntegrityError)) or (sqlstate or "")[:2] in _REFUSALS
@@ -222,7 +242,7 @@ def problem_of(error: Exception) -> str:
     """What went wrong with a database, in one line, without statements, values and secrets."""
     original = getattr(error, "orig", None) or error
     sqlstate = getattr(original, "sqlstate", None)
-    if sqlstate is not None and is_refusal(error):  # whose text may quote the row
+    if sqlstate is not None and _is_refusal(error):  # whose text may quote the row
         return f"{type(original).__name__}: SQLSTATE {sqlstate}"
     lines = str(original).strip().splitlines()
     return f"{type(original).__name__}: {lines[0] if lines else ''}"

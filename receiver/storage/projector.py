@@ -15,17 +15,13 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy.exc import (
-    InterfaceError,
-    OperationalError,
-    SQLAlchemyError,
-)
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import EVENT_TYPES, OTHER, STATES, Metrics, known
 from receiver.protocol.events import Event, EventError, parse
 from receiver.storage.bulk import Row
-from receiver.storage.database import Database, Stored, is_refusal, problem_of
+from receiver.storage.database import Database, RefusedError, Stored, problem_of
 from receiver.storage.journal import Journal
 from receiver.storage.migration import SchemaError
 
@@ -116,10 +112,8 @@ class Projector:
         rows = [to_row(delivery) for delivery in deliveries]
         try:
             self._store(rows)
-        except (SQLAlchemyError, ValueError, OverflowError) as error:
-            if not is_refusal(error):
-                raise
-            # A row is refused for its content: store each alone, so that it stands in the way of none.
+        except RefusedError:
+            # Store each alone, so that it stands in the way of none.
             for delivery, row in zip(deliveries, rows, strict=True):
                 self._store_or_quarantine(delivery, row)
 
@@ -130,11 +124,9 @@ class Projector:
     def _store_or_quarantine(self, delivery: Delivery, row: Row) -> None:
         try:
             self._store([row])
-        except (SQLAlchemyError, ValueError, OverflowError) as error:
-            if not is_refusal(error):
-                raise
+        except RefusedError as error:
             self._metrics.projector_errors_total.labels("refused").inc()
-            logger.warning("event refused by the database", extra={"problem": problem_of(error)})
+            logger.warning("event refused by the database", extra={"problem": str(error)})
             self._store([quarantine_row(delivery, "refused")])
 
     def _count(self, rows: Sequence[Row], stored: Stored) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Column, Table
-from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.storage.bulk import Row
-from receiver.storage.database import Database, Stored, is_refusal
+from receiver.storage.database import Database, RefusedError, Stored
 from receiver.storage.schema import events, quarantine, streams
 
 _BATCH = 200  # rows, which may be of a MiB each
@@ -53,17 +52,13 @@ def _put(target: Database, table: Table, rows: Sequence[Row]) -> list[Stored]:
         return [target.store([], rows)]
     try:
         return [target.store(rows, [])]
-    except (SQLAlchemyError, ValueError, OverflowError) as error:
-        if not is_refusal(error):
-            raise
-    return [_put_alone(target, row) for row in rows]
+    except RefusedError:
+        return [_put_alone(target, row) for row in rows]
 
 
 def _put_alone(target: Database, row: Row) -> Stored:
     try:
         return target.store([row], [])
-    except (SQLAlchemyError, ValueError, OverflowError) as error:
-        if not is_refusal(error):
-            raise
-    kept = {name: row[name] for name in ("endpoint", "sent_at", "received_at", "digest")}
-    return target.store([], [kept | {"reason": "refused", "body": row["body"].encode()}])
+    except RefusedError:
+        kept = {name: row[name] for name in ("endpoint", "sent_at", "received_at", "digest")}
+        return target.store([], [kept | {"reason": "refused", "body": row["body"].encode()}])

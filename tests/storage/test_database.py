@@ -16,7 +16,7 @@ from sqlalchemy import Executable, UniqueConstraint, create_engine, inspect, sel
 
 from receiver.delivery import Delivery
 from receiver.storage.bulk import Key, Row
-from receiver.storage.database import Database, problem_of
+from receiver.storage.database import Database, RefusedError, problem_of
 from receiver.storage.migration import REVISION, SchemaError
 from receiver.storage.projector import quarantine_row, to_row
 from receiver.storage.schema import metadata, streams
@@ -307,7 +307,7 @@ def test_release_is_all_or_nothing(database: Database) -> None:
     """A row whose event the database refuses stays in the quarantine."""
     database.store([], [suspect("stale")])
     (row,) = database.quarantined(limit=10)
-    with pytest.raises(Exception, match=r"too large|out of range"):
+    with pytest.raises(RefusedError):
         database.release(row["id"], event() | IMPOSSIBLE)
     assert database.quarantined(limit=10) == [row]
     assert database.job("job") == []
@@ -316,7 +316,7 @@ def test_release_is_all_or_nothing(database: Database) -> None:
 def test_store_is_all_or_nothing(database: Database) -> None:
     """When one row is refused none of its batch is stored, not in any table; the next batch is."""
     good = event(state="CONNECTED")
-    with pytest.raises(Exception, match=r"too large|out of range"):
+    with pytest.raises(RefusedError):
         database.store([good, event(1) | IMPOSSIBLE], [suspect("stale")])
     assert (database.job("job"), database.quarantined(limit=10), database.stream_states()) == ([], [], [])
     assert database.store([good], []).events == keys(good)
@@ -348,13 +348,13 @@ def test_several_receivers_share_a_database(database: Database, database_url: st
 def test_problems_hold_no_values(database: Database) -> None:
     """What is logged of a refused row is one line, without the row's values and without the statement."""
     for wrong in (IMPOSSIBLE, {"shoot_script_title": "secret\ud800"}, {"body": None}):
-        with pytest.raises(Exception, match=r".") as caught:
+        with pytest.raises(RefusedError) as caught:
             database.store([event() | {"stream_key": "secret"} | wrong], [])
-        problem = problem_of(caught.value)
+        problem = str(caught.value)
         assert problem
         assert not any(word in problem for word in ("\n", "INSERT", "secret", str(2**63)))
         # A traceback shows more: PostgreSQL's own detail of a NULL, but no parameters.
-        assert "[parameters:" not in str(caught.value)
+        assert "[parameters:" not in str(caught.value.__cause__)
 
 
 def test_problem_of_a_database_that_is_away_holds_no_password() -> None:

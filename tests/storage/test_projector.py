@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, create_engine, inspect, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import Metrics
 from receiver.storage.bulk import Row
-from receiver.storage.database import Database, is_refusal
+from receiver.storage.database import Database, RefusedError
 from receiver.storage.journal import Journal
 from receiver.storage.migration import SchemaError
 from receiver.storage.projector import Projector, reason_of, to_row
@@ -285,17 +285,15 @@ def test_refusals(database: Database) -> None:
     """What either database, its driver or SQLAlchemy refuses in a row is known as the row's fault."""
     row = to_row(delivery(body(state="END")))
     for wrong in ({"shoot_script_sequence_no": 2**63}, {"body": "\ud800"}, {"body": None}):
-        with pytest.raises(Exception, match=r".") as caught:
+        with pytest.raises(RefusedError):
             database.store([row | wrong], [])
-        assert is_refusal(caught.value), wrong
 
 
 def test_missing_table_is_not_the_rows_fault(database: Database, database_url: str) -> None:
     """A table that is gone is the database's trouble: nothing goes to quarantine for it."""
     empty(database_url)
-    with pytest.raises(Exception, match="events") as caught:
+    with pytest.raises(SQLAlchemyError, match="events"):
         database.store([to_row(delivery(body(state="END")))], [])
-    assert not is_refusal(caught.value)
 
 
 @pytest.mark.parametrize(
