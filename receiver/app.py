@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import signal
 import socket
 import sys
@@ -13,13 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 
 import uvloop
-from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.metrics import Metrics
 from receiver.protocol.signature import Verifier
 from receiver.readiness import READY, STOPPING, notify
 from receiver.settings import EndpointSettings, Settings
-from receiver.storage.database import Database, problem_of
+from receiver.storage.database import Database
 from receiver.storage.journal import Journal
 from receiver.storage.projector import Projector
 from receiver.web.admission import Limits
@@ -28,8 +26,6 @@ from receiver.web.certificate import Certificate
 from receiver.web.listeners import allow_connections, listen
 from receiver.web.operations import operations_app
 from receiver.web.server import Server, create_server
-
-logger = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL = 0.0001  # seconds
 _CERTIFICATE_POLL = 2  # seconds
@@ -48,7 +44,6 @@ class Receiver:
         allow_connections(settings.max_connections)
         operations_socket = listen("operations_listen", *settings.operations_listen)
         self.database = Database(settings.database_url)
-        _migrate_own(self.database)
         grown = threading.Event()
         self.journal = Journal(settings.journal, settings.journal_max_bytes, self.metrics, grown)
         self.projector = Projector(self.journal, self.database, self.metrics, grown)
@@ -149,13 +144,3 @@ def verifier(endpoint: EndpointSettings) -> Verifier:
 
 async def _serve(server: Server, sockets: Sequence[socket.socket]) -> None:
     await server.serve(sockets=list(sockets))
-
-
-def _migrate_own(database: Database) -> None:
-    """Migrate a database that is this receiver's alone; one that cannot be had now is the projector's to wait for."""
-    if database.is_sqlite:
-        try:
-            database.migrate()
-        except SQLAlchemyError as error:
-            details = {"reason": "connection", "problem": problem_of(error)}
-            logger.error("database down", extra=details)  # noqa: TRY400 (the problem in one line)

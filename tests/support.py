@@ -196,8 +196,8 @@ class Process:
         return self.metrics()[name, frozenset(labels)]
 
     def rows(self, query: str, *parameters: Any) -> list[Any]:
-        """What the SQLite database answers, once nothing is left in the journal."""
-        wait_until(lambda: self.metric("journal_events") == 0, "an empty journal")
+        """What the SQLite database answers, once its schema is there and nothing is left in the journal."""
+        wait_until(lambda: self.metric("database_up") == 1 and self.metric("journal_events") == 0, "an empty journal")
         with closing(sqlite3.connect(self.folder / "var/receiver.db")) as connection:
             connection.row_factory = sqlite3.Row
             return connection.execute(query, parameters).fetchall()

@@ -61,6 +61,13 @@ class Database:
                 upgrade(connection)
         return before, REVISION
 
+    def prepare(self) -> None:
+        """Bring the schema to this program's where the database is SQLite; else `check_schema`: others may share it."""
+        if self.is_sqlite:
+            self.migrate()
+        else:
+            self.check_schema()
+
     def check_schema(self) -> None:
         """Raise `SchemaError` unless the schema is this program's."""
         with self._begin(read_only=True) as connection:

@@ -92,7 +92,7 @@ class Projector:
     def step(self) -> int:
         """Move one batch; returns how many deliveries it was, none when the journal is empty."""
         if not self._schema_is_right:
-            self._database.check_schema()
+            self._database.prepare()
             self._schema_is_right = True
         batch = self._journal.read(_BATCH)
         if batch:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
+from receiver.storage.migration import REVISION
 from receiver.tools.setup import self_signed
 from tests.support import SAMPLES, refused, running, wait_until
 
@@ -43,7 +42,6 @@ def test_database_comes_back(tmp_path: Path) -> None:
         assert receiver.post(SAMPLE).status == 200
         wait_until(lambda: receiver.metric("projector_errors_total", "connection") >= 3, "attempts")
         (tmp_path / "var/receiver.db").rmdir()
-        subprocess.run([sys.executable, "-m", "receiver", "migrate"], cwd=tmp_path, env=receiver.environ, check=True)
         assert len(receiver.rows("SELECT 1 FROM events")) == 1
         wait_until(lambda: receiver.log.count('"database up again"') == 1, "the line that it is back")
         assert receiver.metric("database_up") == 1
@@ -63,7 +61,6 @@ def test_full_journal(tmp_path: Path) -> None:
         assert receiver.metric("callbacks_rejected_total", "default", "not_durable") == 2
         assert receiver.metric("journal_events") == accepted > 10
         (tmp_path / "var/receiver.db").rmdir()
-        subprocess.run([sys.executable, "-m", "receiver", "migrate"], cwd=tmp_path, env=receiver.environ, check=True)
         assert len(receiver.rows("SELECT 1 FROM events")) == accepted
         assert receiver.post(SAMPLE).status == 200
         assert receiver.operations("/readyz").status == 200
@@ -96,13 +93,22 @@ def test_port_that_is_taken(tmp_path: Path) -> None:
 
 
 def test_newer_database(tmp_path: Path) -> None:
-    """A database that is newer than the program is refused."""
+    """A database that is newer than the program is left alone, with the advice to upgrade; callbacks are kept."""
     with running(tmp_path) as receiver:
-        receiver.stop()
-    with closing(sqlite3.connect(tmp_path / "var/receiver.db")) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-        connection.commit()
-    assert "newer than this receiver: upgrade" in refused(tmp_path)
+        assert receiver.rows("SELECT * FROM alembic_version")
+    sql = "UPDATE alembic_version SET version_num = "
+    write(tmp_path, f"{sql}'9999'")
+    with running(tmp_path) as receiver:
+        assert receiver.post(SAMPLE).status == 200
+        wait_until(lambda: "newer than this receiver: upgrade" in receiver.log, "the advice")
+        assert receiver.metric("journal_events") == 1
+        write(tmp_path, f"{sql}'{REVISION}'")
+        assert len(receiver.rows("SELECT 1 FROM events")) == 1
+
+
+def write(folder: Path, statement: str) -> None:
+    with closing(sqlite3.connect(folder / "var/receiver.db")) as connection, connection:
+        connection.execute(statement)
 
 
 def test_wrong_certificate(tmp_path: Path) -> None:
