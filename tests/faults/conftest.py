@@ -25,16 +25,22 @@ def record(request: pytest.FixtureRequest) -> Callable[[Outcome], None]:
     return take
 
 
+@pytest.fixture
+def remark(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Takes a line with figures to print below the table."""
+    return lambda line: request.node.user_properties.append(("remark", line))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print all outcomes as one table."""
-    reports = [report for found in terminalreporter.stats.values() for report in found]
-    outcomes = [
-        Outcome(**value)
-        for report in reports
+    """Print all outcomes as one table, and the remarks."""
+    properties = [
+        one
+        for found in terminalreporter.stats.values()
+        for report in found
         if isinstance(report, pytest.TestReport) and report.when == "call"
-        for name, value in report.user_properties
-        if name == "outcome" and isinstance(value, dict)
+        for one in report.user_properties
     ]
+    outcomes = [Outcome(**value) for name, value in properties if name == "outcome" and isinstance(value, dict)]
     if not outcomes:
         return
     names = ("runs", "acknowledged", "stored", "lost", "duplicates")
@@ -45,6 +51,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         counts = (one.runs, one.acknowledged, one.stored, len(one.lost), len(one.duplicates))
         cells = [f"{count:>{len(name)}}" for name, count in zip(names, counts, strict=True)]
         terminalreporter.write_line("  ".join([one.fault.ljust(width), *cells]))
+    for name, value in properties:
+        if name == "remark":
+            terminalreporter.write_line(str(value))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice, pairwise
 from pathlib import Path
+from statistics import median
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -98,12 +99,19 @@ def progress(receiver: Process) -> tuple[float, float]:
     return moved, metrics["journal_events", frozenset()]
 
 
-def drain(receiver: Process, backlog: int, bodies: Iterator[bytes]) -> list[tuple[float, float]]:
-    """Post callbacks until the backlog is moved, each of which is answered 200; returns the progress that was seen."""
+def post(receiver: Process, body: bytes) -> float:
+    """Post a callback that is answered 200; returns after how many seconds."""
+    began = time.perf_counter()
+    assert receiver.post(body).status == 200
+    return time.perf_counter() - began
+
+
+def drain(receiver: Process, backlog: int, bodies: Iterator[bytes], answered: list[float]) -> list[tuple[float, float]]:
+    """Post callbacks until the backlog is moved, and tell `answered` after how long; returns the progress seen."""
     seen = [progress(receiver)]
     advanced_at = time.monotonic()
     while seen[-1][0] < backlog:
-        assert receiver.post(next(bodies)).status == 200
+        answered.append(post(receiver, next(bodies)))
         seen.append(progress(receiver))
         if seen[-1] != seen[-2]:
             advanced_at = time.monotonic()
@@ -113,7 +121,13 @@ def drain(receiver: Process, backlog: int, bodies: Iterator[bytes]) -> list[tupl
     return seen
 
 
-def test_backlog(tmp_path: Path, database_url: str, backlog: int, record: Callable[[Outcome], None]) -> None:
+def test_backlog(
+    tmp_path: Path,
+    database_url: str,
+    backlog: int,
+    record: Callable[[Outcome], None],
+    remark: Callable[[str], None],
+) -> None:
     """A large backlog delays neither start nor callbacks, drains in order and in little memory, and grows no file."""
     with closing(Database(database_url)) as database:
         database.migrate()
@@ -128,7 +142,8 @@ def test_backlog(tmp_path: Path, database_url: str, backlog: int, record: Callab
         assert receiver.operations("/readyz").status == 200
         ready = time.perf_counter() - began
         assert progress(receiver)[1] > 0
-        seen = drain(receiver, backlog, bodies)
+        answered: list[float] = []
+        seen = drain(receiver, backlog, bodies, answered)
         drained = time.perf_counter() - began
         assert sum(0 < moved < backlog for moved, _ in seen) > 1
         assert all(before[0] <= after[0] and after[1] <= before[1] + 1 for before, after in pairwise(seen))
@@ -138,15 +153,16 @@ def test_backlog(tmp_path: Path, database_url: str, backlog: int, record: Callab
         drained_size = journal.stat().st_size
         assert drained_size < size + MIB
         assert Path(f"{journal}-wal").stat().st_size < 17 * MIB  # as much as SQLite is told to keep, and a commit
-        assert {receiver.post(body).status for body in islice(bodies, 50)} == {200}
+        answered_after = [post(receiver, body) for body in islice(bodies, 50)]
         wait_until(lambda: receiver.metric("journal_events") == 0, "an empty journal")
         assert journal.stat().st_size == drained_size
         assert receiver.stop() == 0
         assert receiver.log == ""
     kind = database_url.partition(":")[0].partition("+")[0]
-    print(  # noqa: T201 (pytest shows it with -rP)
+    remark(
         f"{backlog} events to {kind}: ready after {ready:.1f} s, drained at {backlog / (drained - ready):.0f} a second,"
-        f" at most {peak / MIB:.0f} MiB"
+        f" at most {peak / MIB:.0f} MiB, median answer after {1000 * median(answered):.1f} ms meanwhile and"
+        f" {1000 * median(answered_after):.1f} ms then"
     )
     with closing(sqlite3.connect(journal)) as connection:
         assert connection.execute("SELECT count(*) FROM inbox").fetchone() == (0,)
