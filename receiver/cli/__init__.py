@@ -1,0 +1,51 @@
+"""The command line. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import click
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver.cli.sending import doctor, send, simulate
+from receiver.cli.serving import init, migrate, serve, show_config
+from receiver.cli.shared import config_option
+from receiver.cli.stored import copy_database, history, prune, quarantine
+from receiver.settings import SettingsError
+from receiver.storage.database import RefusedError, problem_of
+from receiver.storage.journal import JournalError
+from receiver.storage.migration import SchemaError
+from receiver.tools.sender import SendError
+from receiver.web.listeners import ListenError
+
+_KNOWN_ERRORS = (SettingsError, JournalError, ListenError, SchemaError, SendError)
+
+
+class _Group(click.Group):
+    """Says what is wrong in one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)
+        try:
+            return super().invoke(ctx)
+        except _KNOWN_ERRORS as error:
+            raise click.ClickException(str(error)) from error
+        except RefusedError as error:
+            remedy = "remove what its owner added to the table that does so"
+            raise click.ClickException(f"database_url: refuses a row ({error}): {remedy}") from error
+        except SQLAlchemyError as error:
+            raise click.ClickException(f"database_url: {problem_of(error)}: is it right, and the server up?") from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@config_option
+@click.version_option(version("metastudio-callback-receiver"), prog_name="receiver")
+def main() -> None:
+    """Receive Huawei Cloud MetaStudio's live event callbacks, and keep them in a SQL database.
+
+    Begin with `receiver init` and `receiver serve`, then try `receiver simulate` in a second terminal.
+    """
+
+
+for _command in (copy_database, doctor, history, init, migrate, prune, quarantine, send, serve, show_config, simulate):
+    main.add_command(_command)

@@ -1,0 +1,148 @@
+"""Commands that send callbacks, or look at one that was sent."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from receiver.app import verifier
+from receiver.cli.shared import choose_endpoint, config_option, endpoint_option, open_database, read_settings
+from receiver.protocol.events import EventType, StreamState
+from receiver.settings import Settings
+from receiver.storage.bulk import Row
+from receiver.storage.database import Database
+from receiver.tools import doctor as diagnosis
+from receiver.tools.sender import Answer, Sender, body_of, livestream, send_load
+
+_MADE_UP = {
+    "room_id": "room-of-receiver-send",
+    "job_id": "job-of-receiver-send",
+    "output_url": "rtmp://push.example.com/live/test",
+    "stream_key": "made-up",
+    "state": StreamState.CONNECTED,
+}
+_to_option = click.option("--to", metavar="URL", help="Where to connect, if not to the registered URL's own host.")
+_trust_option = click.option(
+    "--trust", type=click.Path(path_type=Path, exists=True), help="A PEM file to trust.  [default: tls_certificate]"
+)
+
+
+@click.command()
+@config_option
+@endpoint_option
+@_to_option
+@_trust_option
+@click.option("--body", type=click.File("rb"), help="The exact body to post, from a file, or - for standard input.")
+@click.option("--at", type=float, help="The time to sign, in POSIX seconds.  [default: now]")
+def send(name: str | None, to: str | None, trust: Path | None, body: Any, at: float | None) -> None:  # noqa: ANN401
+    """Sign one event as MetaStudio does, and post it.
+
+    Without --body it is an RTMP_STREAM_STATE_CHANGE of a made-up job.
+    """
+    settings = read_settings()
+    content = body.read() if body else body_of(EventType.RTMP_STREAM_STATE_CHANGE, _MADE_UP)
+    with closing(_sender(settings, name, to, trust)) as sender:
+        answer = sender.post(content, time.time() if at is None else at)
+    click.echo(f"{answer.status} {answer.body} ({answer.seconds * 1000:.1f} ms)")
+    sys.exit(0 if answer.status == 200 else 1)  # noqa: PLR2004 (OK)
+
+
+@click.command()
+@config_option
+@endpoint_option
+@_to_option
+@_trust_option
+@click.option("--events", type=click.IntRange(1), help="Send a load of this many distinct events instead.")
+@click.option("--rate", type=click.FloatRange(0), default=0, help="Of the load: events a second; 0 is no limit.")
+@click.option("--connections", type=click.IntRange(1, 256), default=8, show_default=True, help="Of the load.")
+def simulate(  # noqa: PLR0913 (the command's options)
+    *, name: str | None, to: str | None, trust: Path | None, events: int | None, rate: float, connections: int
+) -> None:
+    """Send a whole simulated livestream, or a load, and show what arrived.
+
+    The livestream is of the last four minutes: its script, a connection lost and found again, replies, the end.
+    """
+    settings = read_settings()
+    answers: list[Answer] = []
+    if events:
+        send_load(
+            lambda: _sender(settings, name, to, trust),
+            events=events,
+            rate=rate,
+            connections=connections,
+            on_answer=answers.append,
+        )
+        _show_answers(answers)
+    else:
+        duration = min(240.0, 0.8 * choose_endpoint(settings, name).timestamp_tolerance)
+        stream = livestream(duration)
+        began = time.time() - duration
+        with closing(_sender(settings, name, to, trust)) as sender:
+            answers = [sender.post(body, began + at) for at, body in stream.events]
+        _show_answers(answers)
+        _show_job(open_database(settings), stream.job_id, len({(int(began + at), body) for at, body in stream.events}))
+    sys.exit(0 if all(answer.status == 200 for answer in answers) else 1)  # noqa: PLR2004 (OK)
+
+
+@click.command()
+@config_option
+@click.argument("url", default="")
+@click.option("--header", "-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the request.")
+@click.option("--body", type=click.File("rb"), help="The body, from a file, or - for standard input.")
+@click.option("--at", type=float, help="When it came, in POSIX seconds.  [default: now]")
+def doctor(url: str, headers: tuple[str, ...], body: Any, at: float | None) -> None:  # noqa: ANN401
+    """Say why a captured callback is accepted or rejected.
+
+    URL is what was requested, with its query: whole, or from the path on (put it in quotes). For MSS_A_HEAD give both
+    headers with --header. If the signature is wrong, it is tried with other forms, keys, hosts and paths.
+    """
+    if not url and not headers and not body:
+        raise click.UsageError("give a captured URL, or --header, or --body")
+    accepted, lines = True, list[str]()
+    if url or headers:
+        captured = diagnosis.Captured(url, tuple((line.partition(":")[0], line.partition(":")[2]) for line in headers))
+        accepted, lines = diagnosis.examine(
+            read_settings().endpoints, verifier, captured, time.time() if at is None else at
+        )
+    if body:
+        lines += diagnosis.describe_body(body.read())
+    click.echo("\n".join(lines))
+    sys.exit(0 if accepted else 1)
+
+
+def _sender(settings: Settings, name: str | None, to: str | None, trust: Path | None) -> Sender:
+    return Sender(choose_endpoint(settings, name), to=to, trust=trust or settings.tls_certificate)
+
+
+def _show_answers(answers: list[Answer]) -> None:
+    for (status, body), count in Counter((answer.status, answer.body) for answer in answers).items():
+        click.echo(f"{count} answered {status} {body}")
+    times = sorted(answer.seconds for answer in answers)
+    click.echo(f"median {1000 * times[len(times) // 2]:.1f} ms, slowest {1000 * times[-1]:.1f} ms")
+
+
+def _show_job(database: Database, job_id: str, expected: int) -> None:
+    deadline = time.monotonic() + 15
+    while len(rows := database.job(job_id)) < expected and time.monotonic() < deadline:
+        time.sleep(0.1)
+    table = Table(
+        "time (UTC)", "event", "what", title=f"{len(rows)} events of job {job_id}", box=None, title_justify="left"
+    )
+    for row in rows:
+        table.add_row(f"{row['sent_at']:%H:%M:%S}", row["event_type"], _tell(row))
+    Console().print(table)
+
+
+def _tell(row: Row) -> str:
+    if row["event_type"] == EventType.SHOOT_SCRIPT_SWITCH:
+        what = f"{row['scene_script_name']} · {row['shoot_script_sequence_no']} {row['shoot_script_title']}"
+        return diagnosis.printable(what)
+    return diagnosis.printable(row["state"] or f"reply {row['reply_id']}")

@@ -1,0 +1,104 @@
+"""Commands to set up a receiver and to run it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from receiver import logs
+from receiver.app import run
+from receiver.cli.shared import choose_endpoint, config_option, endpoint_option, open_database, read_settings
+from receiver.protocol.events import EventType
+from receiver.protocol.signature import AuthType
+from receiver.settings import DEFAULT_FILE, DEFAULT_URL, Settings, load, masked
+from receiver.tools.setup import write_configuration
+
+
+@click.command()
+@config_option
+@click.option("--url", default=DEFAULT_URL, help="The URL to register with MetaStudio.", show_default=True)
+@click.option("--auth-type", type=click.Choice([AuthType.MSS_A, AuthType.MSS_A_HEAD]), default=AuthType.MSS_A)
+def init(url: str, auth_type: str) -> None:
+    """Write receiver.toml with a random key, and a self-signed certificate for localhost.
+
+    Nothing is ever overwritten.
+    """
+    path: Path = click.get_current_context().meta.get("config", Path(DEFAULT_FILE))
+    # As the settings will read them: a URL that cannot be registered is refused before anything is written.
+    load(None, {"RECEIVER_CONFIG": os.devnull, "RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL": url, "RECEIVER_KEY": "checked"})
+    try:
+        write_configuration(path, url, auth_type)
+    except FileExistsError as error:
+        raise click.ClickException(f"{error.filename} exists, and is not overwritten: move it away first") from error
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or path}: {error.strerror}") from error
+    click.echo(f"Wrote {path} with a new key. Next: receiver serve")
+
+
+@click.command()
+@config_option
+def serve() -> None:
+    """Receive callbacks until SIGTERM or Ctrl-C.
+
+    Answers 200 only for what is on disk, and keeps doing so while the database is away.
+    """
+    settings = read_settings()
+    os.umask(0o077)  # what it writes holds stream keys
+    logs.set_up()
+    run(settings, lambda: _announce(settings))
+
+
+@click.command()
+@config_option
+def migrate() -> None:
+    """Bring the database's schema to this version's.
+
+    `serve` does so itself for SQLite; a PostgreSQL database, which others may share, is migrated only by this.
+    """
+    before, after = open_database().migrate()
+    click.echo(f"The schema is at revision {after}" + (" already." if before == after else f"; it was {before}."))
+
+
+@click.command("config")
+@config_option
+@endpoint_option
+@click.option("--registration", is_flag=True, help="Print the JSON to register with MetaStudio, with the key in it.")
+def show_config(name: str | None, *, registration: bool) -> None:
+    """Show the settings in force, secrets masked."""
+    settings = read_settings()
+    if not registration:
+        shown = masked(settings)
+        for endpoint in shown.pop("endpoints"):
+            name = endpoint.pop("name")
+            shown |= {f"endpoints.{name}.{key}": value for key, value in endpoint.items()}
+        click.echo("\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in shown.items()))
+        return
+    endpoint = choose_endpoint(settings, name)
+    registered: dict[str, Any] = {
+        "live_event_type_callback_url": endpoint.live_event_type_callback_url,
+        "auth_type": endpoint.auth_type,
+        "callback_event_type": list(EventType),
+    }
+    if endpoint.key:
+        registered["key"] = endpoint.key
+    click.echo(json.dumps({"live_event_callback_config": registered}, indent=2, ensure_ascii=False))
+
+
+def _announce(settings: Settings) -> None:
+    scheme = "https" if settings.tls_certificate else "http"
+    host, port = settings.operations_listen
+    lines = [f"Receiving on {scheme}://{settings.listen[0]}:{settings.listen[1]}, until Ctrl-C."]
+    if not settings.tls_certificate:
+        lines.append("  This is plain HTTP: MetaStudio needs HTTPS, so put a proxy in front that ends TLS.")
+    lines += [f"  register      {one.public_url} with auth_type {one.auth_type}" for one in settings.endpoints]
+    lines += [
+        "  key and JSON  receiver config --registration",
+        f"  metrics       http://{host}:{port}/metrics",
+        f"  database      {masked(settings)['database_url']}",
+        "  next          receiver simulate (or make demo) in a second terminal",
+    ]
+    click.echo("\n".join(lines))
