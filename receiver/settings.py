@@ -8,27 +8,20 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
-from receiver.protocol.signature import AUTO, FORMS, SECRET_PARAMETER, TIME_PARAMETER, AuthType
-
-Network = IPv4Network | IPv6Network
+from receiver.protocol.signature import AUTO, AuthType
+from receiver.values import Network, SettingsError, parse
 
 DEFAULT_FILE = "receiver.toml"
 DEFAULT_URL = "https://localhost:8443/callbacks/metastudio"
-LONGEST_URL = 2048  # what live_event_type_callback_url takes
-LONGEST_KEY = 32  # what key takes
 _SHORTEST_URL_SECRET = 16
-_SMALLEST_JOURNAL = 2**20
 _ENDPOINT_SETTINGS = (
     "live_event_type_callback_url",
     "auth_type",
@@ -52,11 +45,6 @@ _PROCESS_SETTINGS = (
     "request_timeout",
     "trusted_proxies",
 )
-_URL_CHARACTERS = re.compile(r"[^\s\x00-\x1f\x7f\"<>\\^`{|}#]+")
-
-
-class SettingsError(Exception):
-    """A setting is wrong. The message names it and the remedy, and holds no secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +105,7 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Settings:
         if one in given and other not in given:
             values.pop(other, None)
     values |= given
-    process = {name: _PARSERS[name](name, values[name]) for name in _PROCESS_SETTINGS if name in values}
+    process = {name: parse(name, values[name]) for name in _PROCESS_SETTINGS if name in values}
     settings = Settings(endpoints=_endpoints(values), **process)
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         missing, there = ("tls_key", "tls_certificate")[:: 1 if settings.tls_certificate else -1]
@@ -220,22 +208,20 @@ def _endpoint(name: str, prefix: str, values: Mapping[str, Any]) -> EndpointSett
     fields: dict[str, Any] = {}
     for setting in ("live_event_type_callback_url", "auth_type", "signature_form", "timestamp_tolerance"):
         if setting in values:
-            fields[setting] = _PARSERS[setting](prefix + setting, values[setting])
+            fields[setting] = parse(setting, values[setting], prefix=prefix)
     endpoint = EndpointSettings(name, **fields)
     _check_url(prefix + "live_event_type_callback_url", endpoint)
     if "key" in values and "key_file" in values:
         raise SettingsError(f"{prefix}key: is set, and so is key_file: set only one of them")
     if endpoint.auth_type is AuthType.NONE:
         return endpoint
-    if "key_file" in values:
-        key = _key(prefix + "key_file", _read_key(prefix + "key_file", values["key_file"]))
-    elif "key" in values:
-        key = _key(prefix + "key", values["key"])
-    else:
+    source = next((name for name in ("key_file", "key") if name in values), None)
+    if source is None:
         raise SettingsError(
             f"{prefix}key: is not set: set it to the `key` of the registration, or run `receiver init` for a new one"
         )
-    previous = _key(prefix + "previous_key", values["previous_key"]) if values.get("previous_key") else ""
+    key = parse(source, values[source], prefix=prefix)
+    previous = parse("previous_key", values["previous_key"], prefix=prefix) if values.get("previous_key") else ""
     return replace(endpoint, key=key, previous_key=previous)
 
 
@@ -252,165 +238,10 @@ def _check_url(setting: str, endpoint: EndpointSettings) -> None:
         )
 
 
-def _read_key(setting: str, value: object) -> str:
-    path = _path(setting, value)
-    try:
-        return path.read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        # Without the path, in case somebody set it to the key itself.
-        raise SettingsError(f"{setting}: {problem}: name a file that holds the key alone") from error
-
-
-def _key(setting: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise SettingsError(f"{setting}: is not a string: put it in quotes")
-    if not _is_unicode(value):
-        raise SettingsError(f"{setting}: holds bytes that are not UTF-8: write it again")
-    if not value.strip():
-        raise SettingsError(f"{setting}: is blank, so anybody could sign: set it to the `key` of the registration")
-    if len(value) > LONGEST_KEY:
-        raise SettingsError(f"{setting}: has {len(value)} characters; MetaStudio takes at most {LONGEST_KEY}")
-    if "\0" in value:
-        raise SettingsError(f"{setting}: holds a NUL, which an HMAC cannot tell from its absence: remove it")
-    if value != value.strip():
-        raise SettingsError(f"{setting}: begins or ends with a blank: remove it, there and in the registration")
-    return value
-
-
-def _url(setting: str, value: object) -> str:
-    text = _string(setting, value)
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        # The error's own text would show the URL, and with it what may be a secret.
-        raise SettingsError(f"{setting}: is not a URL: write https://, the host, the path and nothing odd") from error
-    if parts.scheme != "https":
-        raise SettingsError(f"{setting}: does not begin with https://, and MetaStudio takes nothing else")
-    if len(text) > LONGEST_URL:
-        raise SettingsError(f"{setting}: has {len(text)} characters; MetaStudio takes at most {LONGEST_URL}")
-    if not host or port == 0 or "@" in parts.netloc or not _URL_CHARACTERS.fullmatch(text):
-        raise SettingsError(
-            f"{setting}: is not a URL that can be registered: it needs a host, and takes no user, fragment, blank or"
-            " other character that has to be percent-encoded"
-        )
-    for pair in parts.query.split("&"):
-        if unquote(pair.partition("=")[0]).lower() in (SECRET_PARAMETER.lower(), TIME_PARAMETER.lower()):
-            raise SettingsError(
-                f"{setting}: holds {SECRET_PARAMETER} or {TIME_PARAMETER}, which MetaStudio adds: remove"
-            )
-    return text
-
-
-def _auth_type(setting: str, value: object) -> AuthType:
-    text = _string(setting, value)
-    if text == "MEITUAN_DEFAULT":
-        raise SettingsError(f"{setting}: MEITUAN_DEFAULT is Meituan's own scheme, for its API alone: use MSS_A")
-    if text not in list(AuthType):
-        raise SettingsError(f"{setting}: {text!r} is none of {', '.join(AuthType)}")
-    return AuthType(text)
-
-
-def _form(setting: str, value: object) -> str:
-    text = _string(setting, value)
-    if text != AUTO and text not in FORMS:
-        raise SettingsError(f"{setting}: {text!r} is none of {AUTO}, {', '.join(FORMS)}")
-    return text
-
-
-def _database_url(setting: str, value: object) -> str:
-    text = _string(setting, value)
-    try:
-        drivername = make_url(text).drivername
-    except (ArgumentError, ValueError):
-        drivername = ""
-    if drivername == "postgresql":
-        raise SettingsError(f"{setting}: names no driver: begin it with postgresql+psycopg://")
-    if drivername not in ("sqlite", "postgresql+psycopg"):
-        raise SettingsError(f"{setting}: is neither sqlite:///… nor postgresql+psycopg://…")
-    if make_url(text).database in (None, "", ":memory:"):
-        raise SettingsError(f"{setting}: names no database: end it with a file (sqlite) or a database's name")
-    return text
-
-
-def _string(setting: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise SettingsError(f"{setting}: is not a text: put it in quotes")
-    if "\0" in value or not _is_unicode(value):
-        raise SettingsError(f"{setting}: holds a NUL, or bytes that are not UTF-8: write it again")
-    return value
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _path(setting: str, value: object) -> Path:
-    return Path(_string(setting, value))
-
-
-def _number(setting: str, value: object, least: int = 1) -> int:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise SettingsError(f"{setting}: is not a whole number of {least} or more")
-    return value
-
-
-def _address(setting: str, value: object) -> tuple[str, int]:
-    match = re.fullmatch(
-        r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})", _string(setting, value)
-    )
-    if match is None or int(match["port"]) > 65535:  # noqa: PLR2004 (the largest port)
-        raise SettingsError(f"{setting}: is not host:port, such as 0.0.0.0:8443 or [::]:8443")
-    return match["v6"] or match["host"] or "0.0.0.0", int(match["port"])  # noqa: S104
-
-
 def _address_text(address: tuple[str, int]) -> str:
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _networks(setting: str, value: object) -> tuple[Network, ...]:
-    texts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(texts, list):
-        raise SettingsError(f'{setting}: is not a list: write it as ["127.0.0.1", "10.0.0.0/8"]')
-    found: list[Network] = []
-    for text in texts:
-        try:
-            network = ip_network(_string(setting, text))
-        except ValueError as error:
-            raise SettingsError(
-                f"{setting}: {text!r} is no address, nor a network with all bits after its prefix 0, such as 10.0.0.0/8"
-            ) from error
-        if network.prefixlen == 0:
-            raise SettingsError(
-                f"{setting}: {text} is everybody, and anybody could say to be anyone: name your proxies"
-            )
-        found.append(network)
-    return tuple(found)
-
-
 def _variable(setting: str) -> str:
     return f"RECEIVER_{setting.upper()}"
-
-
-_PARSERS: dict[str, Callable[[str, object], Any]] = {
-    "live_event_type_callback_url": _url,
-    "auth_type": _auth_type,
-    "signature_form": _form,
-    "timestamp_tolerance": _number,
-    "listen": _address,
-    "tls_certificate": _path,
-    "tls_key": _path,
-    "operations_listen": _address,
-    "journal": _path,
-    "journal_max_bytes": partial(_number, least=_SMALLEST_JOURNAL),
-    "database_url": _database_url,
-    "max_body_bytes": _number,
-    "max_connections": _number,
-    "max_connections_per_address": _number,
-    "request_timeout": _number,
-    "trusted_proxies": _networks,
-}

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from receiver.protocol.signature import AuthType
-from receiver.settings import EndpointSettings, Settings, SettingsError, load, masked
+from receiver.settings import EndpointSettings, Settings, load, masked
+from receiver.values import SettingsError
 
 SECRET = "s3cr3t"  # in every value that no message may show
 KEY = f"{SECRET} of the registration"

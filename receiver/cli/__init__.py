@@ -12,11 +12,11 @@ from receiver.cli.sending import doctor, send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
 from receiver.cli.shared import config_option
 from receiver.cli.stored import copy_database, history, prune, quarantine
-from receiver.settings import SettingsError
 from receiver.storage.database import RefusedError, problem_of
 from receiver.storage.journal import JournalError
 from receiver.storage.migration import SchemaError
 from receiver.tools.sender import SendError
+from receiver.values import SettingsError
 from receiver.web.listeners import ListenError
 
 _KNOWN_ERRORS = (SettingsError, JournalError, ListenError, SchemaError, SendError)

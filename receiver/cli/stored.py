@@ -18,7 +18,7 @@ from sqlalchemy import make_url
 from receiver.cli.shared import config_option, open_database, open_url
 from receiver.protocol.events import EventError, parse
 from receiver.protocol.signature import StaleSignatureError
-from receiver.settings import SettingsError, load
+from receiver.settings import load
 from receiver.storage.bulk import Row
 from receiver.storage.database import Database, RefusedError
 from receiver.storage.history import TIMELINE, UnknownJobError, find_job, job_history, latest_jobs
@@ -28,6 +28,7 @@ from receiver.storage.transfer import copy
 from receiver.tools.doctor import printable
 from receiver.tools.export import as_csv, as_json
 from receiver.tools.timeline import draw_job, draw_jobs
+from receiver.values import SettingsError
 
 _NO_TERMINAL = 10_000  # columns
 

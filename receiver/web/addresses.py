@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from receiver.settings import Network
+from receiver.values import Network
 
 Address = IPv4Address | IPv6Address
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from receiver.metrics import Metrics
-from receiver.settings import Network
+from receiver.values import Network
 from receiver.web.addresses import client_group, is_trusted, parse_address
 
 logger = logging.getLogger(__name__)

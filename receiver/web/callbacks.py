@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import REJECTIONS, Metrics
 from receiver.protocol.signature import SignatureError, StaleSignatureError, Verified, Verifier
-from receiver.settings import Network
+from receiver.values import Network
 from receiver.web.addresses import client_address
 
 logger = logging.getLogger(__name__)
