@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import stat
+import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from click.testing import CliRunner, Result
 from receiver.cli import main
 from receiver.protocol.signature import sign
 from receiver.storage.database import Database
-from tests.support import KEY, SAMPLES, Process, free_port, running
+from tests.support import KEY, SAMPLES, Process, free_port, running, wait_until
 
 SAMPLE = SAMPLES["REPLY_COMMAND_FINISH"]
 
@@ -195,6 +199,24 @@ def test_simulate_shows_what_arrived(beside: Process) -> None:
     assert shown == ["CONNECTING", "CONNECTED", "DISCONNECTED", "RECONNECTING", "CONNECTED", "END"]
     (row,) = beside.rows("SELECT state FROM streams WHERE state = 'END'")
     assert row["state"] == "END"
+
+
+def test_simulate_waits_for_the_tables(tmp_path: Path) -> None:
+    """Beside a receiver that has not made its tables yet, simulate waits for them."""
+    (tmp_path / "var").mkdir()
+    with closing(sqlite3.connect(tmp_path / "var/receiver.db", isolation_level=None)) as holder:
+        holder.execute("PRAGMA journal_mode = wal")
+        holder.execute("BEGIN IMMEDIATE")
+        with running(tmp_path) as receiver:
+            command = [sys.executable, "-m", "receiver", "simulate"]
+            with subprocess.Popen(
+                command, cwd=tmp_path, env=receiver.environ, stdout=subprocess.PIPE, text=True
+            ) as simulate:
+                wait_until(lambda: receiver.metric("journal_events") == 29, "all that is simulated")
+                holder.execute("ROLLBACK")
+                shown, _ = simulate.communicate()
+    assert simulate.returncode == 0
+    assert "29 events of job" in shown
 
 
 def test_simulate_a_load(beside: Process) -> None:

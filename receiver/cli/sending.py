@@ -19,6 +19,7 @@ from receiver.protocol.events import EventType, StreamState
 from receiver.settings import Settings
 from receiver.storage.bulk import Row
 from receiver.storage.database import Database
+from receiver.storage.migration import SchemaError
 from receiver.tools import doctor as diagnosis
 from receiver.tools.sender import Answer, Sender, body_of, livestream, send_load
 
@@ -131,14 +132,24 @@ def _show_answers(answers: list[Answer]) -> None:
 
 def _show_job(database: Database, job_id: str, expected: int) -> None:
     deadline = time.monotonic() + 15
-    while len(rows := database.job(job_id)) < expected and time.monotonic() < deadline:
+    while len(rows := _stored(database, job_id)) < expected and time.monotonic() < deadline:
         time.sleep(0.1)
+    database.check_schema()
     table = Table(
         "time (UTC)", "event", "what", title=f"{len(rows)} events of job {job_id}", box=None, title_justify="left"
     )
     for row in rows:
         table.add_row(f"{row['sent_at']:%H:%M:%S}", row["event_type"], _tell(row))
     Console().print(table)
+
+
+def _stored(database: Database, job_id: str) -> list[Row]:
+    """The events of a job; none while a receiver that has just started makes the tables."""
+    try:
+        database.check_schema()
+    except SchemaError:
+        return []
+    return database.job(job_id)
 
 
 def _tell(row: Row) -> str:
