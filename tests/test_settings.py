@@ -396,6 +396,14 @@ def test_key_and_key_file_exclude_each_other(environ: dict[str, str]) -> None:
     refused(str(caught.value), "key", "only one")
 
 
+def make(path: Path, content: Any) -> None:
+    """A file that holds `content`; a folder for `...`, nothing for None."""
+    if content is ...:
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+
+
 KEY_FILES = {
     "missing": (None, "name a file"),
     "a folder": (..., "name a file"),
@@ -413,10 +421,7 @@ KEY_FILES = {
 def test_a_key_file_that_is_wrong_is_refused(content: Any, remedy: str) -> None:
     """A key_file is named where it cannot be read or what it holds is no key, and its content is not shown."""
     path = Path("key")
-    if content is ...:
-        path.mkdir()
-    elif content is not None:
-        path.write_bytes(content)
+    make(path, content)
 
     with pytest.raises(SettingsError) as caught:
         load(None, {"RECEIVER_KEY_FILE": "key"})
@@ -451,10 +456,7 @@ FILES: dict[str, tuple[Any, str]] = {
 def test_a_file_that_cannot_be_read_is_refused(content: Any, remedy: str) -> None:
     """The file is named where it is missing or no TOML, and its content is not shown."""
     path = Path("settings.toml")
-    if content is ...:
-        path.mkdir()
-    elif content is not None:
-        path.write_bytes(content)
+    make(path, content)
 
     with pytest.raises(SettingsError) as caught:
         load(path, {})

@@ -59,16 +59,22 @@ def libpq(url: str) -> str:
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
+def start_under(load: Load) -> None:
+    """Start the load's receiver, and let it store what comes."""
+    (receiver,) = load.receivers
+    receiver.start()
+    with load.running():
+        load.wait_for(20)
+    drained(receiver)
+
+
 def test_backup_of_sqlite(tmp_path: Path) -> None:
     """A backup that is made under load is restored whole, and what waits in the journal comes into it."""
     backup, restore = commands("Back up and restore")[:2]
     receiver = Receiver(tmp_path, tls=False)
     before, after = Load([receiver]), Load([receiver])
     with ended(receiver):
-        receiver.start()
-        with before.running():
-            before.wait_for(20)
-        drained(receiver)
+        start_under(before)
         with after.running():
             run(backup, tmp_path)
             after.wait_for(20)
@@ -88,10 +94,7 @@ def test_backup_of_postgresql(tmp_path: Path, postgresql_url: str, second_url: s
     receiver.migrate()
     before, after = Load([receiver]), Load([receiver])
     with ended(receiver):
-        receiver.start()
-        with before.running():
-            before.wait_for(20)
-        drained(receiver)
+        start_under(before)
         with after.running():
             run(backup, tmp_path, DATABASE=libpq(postgresql_url))
             after.wait_for(20)
