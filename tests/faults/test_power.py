@@ -35,7 +35,7 @@ class Disk:
         self.path.mkdir()
         self._image = folder / "disk.img"
         with self._image.open("wb") as image:
-            image.truncate(64 * 2**20)
+            image.truncate(256 * 2**20)  # for what 200 cuts leave room to store
         _run("mkfs.ext4", "-q", "-F", str(self._image))
 
     def mount(self) -> None:
