@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import Metrics
+from receiver.storage.inbox import COLUMNS, INSERT, SCHEMA, DamagedRowError, as_text, delivery_of
 from receiver.storage.salvage import salvage
 
 _T = TypeVar("_T")
@@ -32,12 +33,7 @@ _LARGEST_COMMIT = 1000  # deliveries in one transaction
 _LARGEST_READ_BYTES = 8 * 2**20  # of bodies in one read
 _MOST_WAITING_BYTES = 64 * 2**20  # of bodies in memory, before the disk took them
 _RESERVED_BYTES = 16 * 2**20  # of the disk
-_SCHEMA = """CREATE TABLE IF NOT EXISTS inbox (
-    id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, received_at REAL NOT NULL, sent_at REAL NOT NULL,
-    time_text BLOB NOT NULL, body BLOB NOT NULL, quarantine_reason TEXT)"""
-_COLUMNS = ", ".join(Delivery._fields)
-_INSERT = f"INSERT INTO inbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 (constants)
-_SELECT = f"SELECT id, {_COLUMNS} FROM inbox ORDER BY id LIMIT ?"  # noqa: S608 (constants)
+_SELECT = f"SELECT id, {COLUMNS} FROM inbox ORDER BY id LIMIT ?"  # noqa: S608 (constants)
 _OLDEST = "SELECT id, received_at FROM inbox ORDER BY id LIMIT 1"
 
 logger = logging.getLogger(__name__)
@@ -52,6 +48,8 @@ class Journal:
 
     def __init__(self, path: Path, max_bytes: int, metrics: Metrics, grown: threading.Event) -> None:
         self._path = path
+        self._rescued = Path(f"{path}.rescued")
+        self._aside: Path | None = None
         self._max_pages = max_bytes // _PAGE_BYTES
         metrics.journal_max_bytes.set(max_bytes)
         self._metrics = metrics
@@ -63,7 +61,7 @@ class Journal:
         self._idle = asyncio.Event()
         self._idle.set()
         self._problem: str | None = None
-        self._read_up_to = 0
+        self._read_ids = range(0)
         try:
             self._thread.submit(self._open).result()
         except (sqlite3.Error, OSError) as error:
@@ -149,38 +147,48 @@ class Journal:
 
     def _move_aside(self, error: sqlite3.Error) -> None:
         """Make room for a new journal with all that can still be read, and say where the damaged one is."""
-        rescued = Path(f"{self._path}.rescued")
-        count = self._rescue(rescued)
+        count = self._rescue()
         self._close()
-        self._read_up_to = 0  # what was read had ids of the damaged one
-        base = f"{self._path}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-        aside = next(path for n in itertools.count() if not (path := Path(f"{base}-{n}" if n else base)).exists())
-        wal = Path(f"{self._path}-wal")
-        if wal.exists():
-            wal.rename(f"{aside}-wal")
-        self._path.rename(aside)
-        if rescued.exists():
-            rescued.rename(self._path)
-        _sync_directory(self._path.parent)
-        details = {"moved_to": str(aside), "rescued": count, "problem": str(error)}
+        self._read_ids = range(0)  # what was read had ids of the damaged one
+        self._aside = _unused(self._path)
+        self._path.rename(self._aside)
+        details = {"moved_to": str(self._aside), "rescued": count, "problem": str(error)}
         logger.error("journal damaged, moved aside", extra=details)
 
-    def _rescue(self, target: Path) -> int:
+    def _take_its_place(self) -> None:
+        """Where a damaged journal was moved aside, also before a crash: let its log follow, and go on with the rescued.
+
+        The log must be gone first: SQLite would bring it into whatever has the journal's name.
+        """
+        log = Path(f"{self._path}-wal")
+        if log.exists():
+            log.rename(f"{self._aside or _unused(self._path)}-wal")
+        if self._rescued.exists():
+            self._rescued.rename(self._path)
+            logger.warning("journal goes on with what was rescued", extra={"journal": str(self._path)})
+
+    def _rescue(self) -> int:
+        target = self._rescued
+        target.unlink(missing_ok=True)
         if self._connection is None:  # it could not even be opened
             return 0
+        logger.error("journal damaged, reading what can be read", extra={"journal": str(self._path)})
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            return salvage(self._connection, target, _SCHEMA, _COLUMNS)
+            return salvage(self._connection, target)
         except (sqlite3.Error, OSError) as error:
             target.unlink(missing_ok=True)
             logger.error("journal cannot be rescued", extra={"problem": str(error)})  # noqa: TRY400 (in one line)
             return 0
 
     def _connect(self) -> sqlite3.Connection:
-        existed = self._path.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        existed = self._path.exists()
+        if not existed:
+            self._take_its_place()
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=0)
+        connection.text_factory = as_text
         try:
             # EXCLUSIVE: no second process, and the WAL's index in memory.
             # Debian's SQLite would write zeros over all that is removed, for which a full disk has no space.
@@ -198,7 +206,7 @@ class Journal:
                 if got != wanted and pragma != "max_page_count":  # which is never less than the file has now
                     raise sqlite3.OperationalError(f"PRAGMA {pragma} is {got}, not {wanted}")  # noqa: TRY301
             _empty_log(connection)
-            connection.execute(_SCHEMA)
+            connection.execute(SCHEMA)
             if not existed:
                 # SQLite syncs the WAL's directory entry, but not the file's own.
                 _sync_directory(self._path.parent)
@@ -212,18 +220,18 @@ class Journal:
     def _commit(self, deliveries: list[Delivery]) -> None:
         started = time.perf_counter()
         size = sum(len(delivery.body) for delivery in deliveries)
-        self._transaction(lambda connection: connection.executemany(_INSERT, deliveries), adds=size)
+        self._transaction(lambda connection: connection.executemany(INSERT, deliveries), adds=size)
         self._metrics.journal_commit_duration_seconds.observe(time.perf_counter() - started)
         self._metrics.journal_batch_events.observe(len(deliveries))
         self._grown.set()
 
-    def _transaction(self, write: Callable[[sqlite3.Connection], object], *, adds: int = 0) -> None:
+    def _transaction(self, write: Callable[[sqlite3.Connection], object], *, adds: int | None) -> None:
         def transaction(connection: sqlite3.Connection) -> None:
-            if adds:
+            if adds is not None:
                 _check_space(self._path, adds, connection)
             # A removal has no sync of its own (1 is NORMAL): the next commit's brings it along. What a power cut
             # brings back is recognised by the database.
-            connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS if adds else 1}")
+            connection.execute(f"PRAGMA synchronous = {1 if adds is None else _SYNCHRONOUS}")
             connection.execute("BEGIN IMMEDIATE")
             write(connection)
             connection.execute("COMMIT")
@@ -255,7 +263,8 @@ class Journal:
                 self._move_aside(error)
         elif _is_full(error):
             if connection.in_transaction:
-                connection.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # then the next attempt fails, and opens the file anew
+                    connection.execute("ROLLBACK")
         else:
             # After an I/O error nothing that this connection holds in memory is to be trusted: open the file anew.
             self._close()
@@ -270,27 +279,40 @@ class Journal:
 
     def _read(self, limit: int) -> list[tuple[int, Delivery]]:
         def read(connection: sqlite3.Connection) -> list[tuple[int, Delivery]]:
-            found = []
+            found: list[tuple[int, Delivery]] = []
             size = 0
             try:
-                for row in connection.execute(_SELECT, (limit,)):
-                    found.append((row[0], Delivery(*row[1:])))
-                    size += len(row[5])
+                for row_id, *row in connection.execute(_SELECT, (limit,)):
+                    if found and row_id != found[-1][0] + 1:
+                        found.clear()  # or all would be removed up to an id that none of them had
+                        raise DamagedRowError("a row has another's id")
+                    delivery = delivery_of(row)
+                    found.append((row_id, delivery))
+                    size += len(delivery.body)
                     if size >= _LARGEST_READ_BYTES:
                         break
-            except sqlite3.Error:
+            except (sqlite3.Error, MemoryError) as error:
                 if not found:  # else what can be read of a damaged journal goes on its way first
-                    raise
+                    raise _as_damage(error) from error
             return found
 
         found = self._attempt(read)
-        self._read_up_to = found[-1][0] if found else 0
+        self._read_ids = range(found[0][0], found[-1][0] + 1) if found else range(0)
         return found
 
     def _remove(self, last_id: int) -> None:
         # Never more than was read of this file: a batch may have been on its way when the file was replaced.
-        known = min(last_id, self._read_up_to)
-        self._transaction(lambda connection: connection.execute("DELETE FROM inbox WHERE id <= ?", (known,)))
+        known = min(last_id, self._read_ids.stop - 1)
+        count = known - self._read_ids.start + 1
+        if count <= 0:
+            return
+
+        def remove(connection: sqlite3.Connection) -> None:
+            if connection.execute("DELETE FROM inbox WHERE id <= ?", (known,)).rowcount != count:
+                raise DamagedRowError("other rows would be removed than were read")
+
+        self._transaction(remove, adds=None)
+        self._read_ids = range(known + 1, self._read_ids.stop)
 
     def _export(self, connection: sqlite3.Connection) -> None:
         # Ids have no gaps: only the oldest are ever removed, and a rolled back insert gives its id back.
@@ -300,7 +322,8 @@ class Journal:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         self._metrics.journal_events.set(0 if first is None else last - first + 1)
         self._metrics.journal_bytes.set(pages * _PAGE_BYTES - _free_bytes(connection))
-        self._metrics.journal_oldest_timestamp_seconds.set(float("nan") if oldest is None else oldest)
+        # None, or damaged, which `read` will find.
+        self._metrics.journal_oldest_timestamp_seconds.set(oldest if isinstance(oldest, float) else float("nan"))
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -343,9 +366,23 @@ def _is_full(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
+def _as_damage(error: sqlite3.Error | MemoryError) -> sqlite3.Error:
+    """The error; as damage, where a row's size is more than the memory, or than SQLite takes."""
+    if isinstance(error, MemoryError) or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_TOOBIG:
+        return DamagedRowError("a row has an impossible size")
+    return error
+
+
 def _is_damaged(error: sqlite3.Error) -> bool:
     # The low byte is the error, the others are its details.
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, DamagedRowError) or code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
+def _unused(path: Path) -> Path:
+    """A name beside `path` for a damaged journal."""
+    base = f"{path}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    return next(path for n in itertools.count() if not (path := Path(f"{base}-{n}" if n else base)).exists())
 
 
 def _explain(error: Exception) -> str:

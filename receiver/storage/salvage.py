@@ -3,58 +3,58 @@
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-_AT_ONCE = 50  # rows, which may be of a MiB each
+from receiver.delivery import Delivery
+from receiver.storage.inbox import COLUMNS, INSERT, SCHEMA, DamagedRowError, delivery_of
+
+_PATIENCE = 10_000  # ids that are tried one by one where nothing can be read
+_NO_ID = 2**62  # larger than any
+_SELECT = f"SELECT id, {COLUMNS} FROM inbox WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 (constants)
 
 
-def salvage(damaged: sqlite3.Connection, target: Path, schema: str, columns: str) -> int:
-    """Write the rows of `damaged` that can be read to a new journal at `target`; returns how many there were."""
-    target.unlink(missing_ok=True)
+def salvage(damaged: sqlite3.Connection, target: Path) -> int:
+    """Write the deliveries of `damaged` that can be read to a new journal at `target`; returns how many there were."""
     with closing(sqlite3.connect(target, isolation_level=None)) as connection:
-        connection.execute(schema)
+        connection.execute(SCHEMA)
         connection.execute("BEGIN")
-        marks = ", ".join("?" for _ in columns.split(","))
-        insert = f"INSERT INTO inbox ({columns}) VALUES ({marks})"  # noqa: S608 (our own names)
-        written = connection.executemany(insert, _readable(damaged, columns)).rowcount
+        written = connection.executemany(INSERT, _readable(damaged)).rowcount
         connection.execute("COMMIT")
     return max(written, 0)
 
 
-def _readable(damaged: sqlite3.Connection, columns: str) -> Iterator[tuple[Any, ...]]:
-    select = f"SELECT id, {columns} FROM inbox WHERE id"  # noqa: S608 (our own names)
-    last = _largest_id(damaged)
-    at = 0
-    while True:
+def _readable(damaged: sqlite3.Connection) -> Iterator[Delivery]:
+    at = tried = 0
+    while at < _NO_ID:
         try:
-            rows = damaged.execute(f"{select} > ? ORDER BY id LIMIT {_AT_ONCE}", (at,)).fetchall()
-        except sqlite3.Error:
-            # The damage is among the next ones: try each. Ids have no gaps.
-            ids = range(at + 1, at + 1 + _AT_ONCE)
-            rows = [row for one in ids for row in _one(damaged, f"{select} = ?", one)]
-            at = ids[-1]
+            for row_id, *row in damaged.execute(_SELECT, (at, -1)):
+                # Ids have no gaps, and one that is not the next is damaged. Where rows are missing after all, this
+                # falls behind, and reads some twice: the database recognises them.
+                at = at + 1 if at else row_id
+                tried = 0
+                try:
+                    delivery = delivery_of(row)
+                except DamagedRowError:
+                    continue
+                yield delivery
+        except (sqlite3.Error, MemoryError):  # whose size is damaged may be larger than the memory
+            tried += 1
+            at = at + 1 if tried % _PATIENCE else _beyond(damaged, at + 1)
         else:
-            if not rows:
-                return
-            at = rows[-1][0]
-        yield from (row[1:] for row in rows)
-        if at >= last:
             return
 
 
-def _one(damaged: sqlite3.Connection, select: str, one: int) -> list[tuple[Any, ...]]:
-    try:
-        return damaged.execute(select, (one,)).fetchall()
-    except sqlite3.Error:
-        return []
+def _beyond(damaged: sqlite3.Connection, at: int) -> int:
+    """The smallest id, `at` or larger, behind which there is no damage at once."""
+    return at + bisect_left(range(at, _NO_ID), True, key=lambda one: _is_readable(damaged, one))
 
 
-def _largest_id(damaged: sqlite3.Connection) -> int:
+def _is_readable(damaged: sqlite3.Connection, at: int) -> bool:
     try:
-        found: int | None = damaged.execute("SELECT max(id) FROM inbox").fetchone()[0]
-    except sqlite3.Error:
-        return 0
-    return found or 0
+        damaged.execute(_SELECT, (at, 1)).fetchall()
+    except (sqlite3.Error, MemoryError):
+        return False
+    return True

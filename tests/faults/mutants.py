@@ -102,7 +102,7 @@ MUTANTS = (
     Mutant(
         "a damaged journal is thrown away",
         (f"{DISK}::test_damaged_header",),
-        (Change(JOURNAL, "self._path.rename(aside)", "self._path.unlink()"),),
+        (Change(JOURNAL, "self._path.rename(self._aside)", "self._path.unlink()"),),
     ),
     Mutant(
         "delete before the database confirmed",

@@ -81,10 +81,12 @@ def sample(metrics: Metrics, name: str) -> float:
     return value
 
 
-def run_in_child(function: Callable[..., None], *arguments: str, within: tuple[str, ...] = ()) -> tuple[int, str]:
+def run_in_child(
+    function: Callable[..., None], *arguments: str, within: tuple[str, ...] = (), module: str = __name__
+) -> tuple[int, str]:
     """Run `function` in a process of its own, started by the command `within`; returns exit code and output."""
     name = function.__name__
-    code = f"import sys; from tests.storage.test_journal import {name}; {name}(*sys.argv[1:])"
+    code = f"import sys; from {module} import {name}; {name}(*sys.argv[1:])"
     command = [*within, sys.executable, "-c", code, *arguments]
     folder = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False, timeout=120)
@@ -405,6 +407,19 @@ def test_pragmas(path: Path) -> None:
     for _ in ("a new file", "the same again"):
         with opened(path, MIB) as journal:
             assert journal._run(partial(journal._attempt, read_back)) == wanted  # noqa: SLF001 (nothing outside shows them)
+
+
+def test_empty_body_is_synced_too(path: Path) -> None:
+    """A commit is synced also where all bodies in it are empty."""
+
+    def synchronous(connection: sqlite3.Connection) -> Any:
+        return connection.execute("PRAGMA synchronous").fetchone()[0]
+
+    with opened(path) as journal:
+        append(journal, *numbered(2))
+        journal.remove(journal.read(1)[-1][0])
+        append(journal, delivery(b""))
+        assert journal._run(partial(journal._attempt, synchronous)) == 2  # noqa: SLF001 (nothing outside shows it)
 
 
 def test_log_of_the_last_run_is_emptied_first(path: Path) -> None:
