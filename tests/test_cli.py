@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import stat
 import subprocess
@@ -83,7 +84,8 @@ def test_init_never_overwrites(folder: Path) -> None:
 
 def test_init_refuses_a_url_that_cannot_be_registered(folder: Path) -> None:
     """A wrong URL is refused before anything is written; so is a folder that is not there."""
-    assert "live_event_type_callback_url" in failed(invoke("init", "--url", "http://example.com/"))
+    for url in ("http://example.com/", ""):
+        assert "live_event_type_callback_url" in failed(invoke("init", "--url", url))
     assert "No such file" in failed(invoke("init", "--config", "nowhere/receiver.toml"))
     assert list(folder.iterdir()) == []
 
@@ -162,6 +164,15 @@ def test_database_errors_are_one_line(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_database_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """Whatever the umask, nobody else may read a SQLite database, in which stream keys are."""
+    environ = os.environ | {"RECEIVER_KEY": KEY}
+    command = [sys.executable, "-m", "receiver", "migrate"]
+    subprocess.run(command, cwd=tmp_path, env=environ, umask=0o022, check=True)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "var", *(tmp_path / "var").iterdir()]}
+    assert modes == {"var": 0o700, "receiver.db": 0o600}
+
+
 def test_send(beside: Process) -> None:
     """One event is signed, posted and stored; without --body it is a made-up one."""
     result = invoke("send", "--body", "-", stdin=SAMPLE)
@@ -186,7 +197,10 @@ def test_send_says_why_nothing_was_sent(beside: Process) -> None:
     """No receiver, no trust and no address are told apart."""
     assert "is the receiver running there?" in failed(invoke("send", "--to", f"https://localhost:{free_port()}"))
     assert "--trust" in failed(invoke("send", RECEIVER_TLS_CERTIFICATE="", RECEIVER_TLS_KEY=""))
-    assert "is not the address" in failed(invoke("send", "--to", "localhost:8443"))
+    for address in ("localhost:8443", "https://localhost:x"):
+        assert "is not the address" in failed(invoke("send", "--to", address))
+    for time_ in ("nan", "-1", "1e300"):
+        assert "is not a time" in invoke("send", "--at", time_).stderr
     assert beside.process.poll() is None
 
 

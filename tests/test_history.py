@@ -366,7 +366,11 @@ def test_no_secret_is_shown(sqlite_url: str) -> None:
 
 
 def test_database_that_is_not_migrated(tmp_path: Path) -> None:
-    """A database without the views says what to run."""
+    """A database without the views says what to run; where there is none, none is made."""
+    result = history(f"sqlite:///{tmp_path}/new.db")
+    assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
+    assert "is no file: `receiver serve` makes it" in result.stderr
+    (tmp_path / "new.db").touch()
     result = history(f"sqlite:///{tmp_path}/new.db")
     assert result.exit_code == 1
     assert "run `receiver migrate`" in result.stderr

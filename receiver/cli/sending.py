@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from receiver.app import verifier
-from receiver.cli.shared import choose_endpoint, config_option, endpoint_option, open_database, read_settings
+from receiver.cli.shared import choose_endpoint, config_option, endpoint_option, open_url, read_settings
 from receiver.protocol.events import EventType, StreamState
 from receiver.settings import Settings
 from receiver.storage.bulk import Row
@@ -30,6 +30,15 @@ _MADE_UP = {
     "stream_key": "made-up",
     "state": StreamState.CONNECTED,
 }
+_LAST_SECOND = 253_402_214_400  # which hwTime may name
+
+
+def _read_time(_ctx: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= _LAST_SECOND:
+        raise click.BadParameter("is not a time in POSIX seconds, such as 1767225600")
+    return value
+
+
 _to_option = click.option("--to", metavar="URL", help="Where to connect, if not to the registered URL's own host.")
 _trust_option = click.option(
     "--trust", type=click.Path(path_type=Path, exists=True), help="A PEM file to trust.  [default: tls_certificate]"
@@ -42,7 +51,7 @@ _trust_option = click.option(
 @_to_option
 @_trust_option
 @click.option("--body", type=click.File("rb"), help="The exact body to post, from a file, or - for standard input.")
-@click.option("--at", type=float, help="The time to sign, in POSIX seconds.  [default: now]")
+@click.option("--at", type=float, callback=_read_time, help="The time to sign, in POSIX seconds.  [default: now]")
 def send(name: str | None, to: str | None, trust: Path | None, body: Any, at: float | None) -> None:  # noqa: ANN401
     """Sign one event as MetaStudio does, and post it.
 
@@ -89,7 +98,9 @@ def simulate(  # noqa: PLR0913 (the command's options)
         with closing(_sender(settings, name, to, trust)) as sender:
             answers = [sender.post(body, began + at) for at, body in stream.events]
         _show_answers(answers)
-        _show_job(open_database(settings), stream.job_id, len({(int(began + at), body) for at, body in stream.events}))
+        _show_job(
+            open_url(settings.database_url), stream.job_id, len({(int(began + at), body) for at, body in stream.events})
+        )
     sys.exit(0 if all(answer.status == 200 for answer in answers) else 1)  # noqa: PLR2004 (OK)
 
 
@@ -98,7 +109,7 @@ def simulate(  # noqa: PLR0913 (the command's options)
 @click.argument("url", default="")
 @click.option("--header", "-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the request.")
 @click.option("--body", type=click.File("rb"), help="The body, from a file, or - for standard input.")
-@click.option("--at", type=float, help="When it came, in POSIX seconds.  [default: now]")
+@click.option("--at", type=float, callback=_read_time, help="When it came, in POSIX seconds.  [default: now]")
 def doctor(url: str, headers: tuple[str, ...], body: Any, at: float | None) -> None:  # noqa: ANN401
     """Say why a captured callback is accepted or rejected.
 

@@ -11,7 +11,7 @@ import click
 
 from receiver import logs
 from receiver.app import run
-from receiver.cli.shared import choose_endpoint, config_option, endpoint_option, open_database, read_settings
+from receiver.cli.shared import choose_endpoint, config_option, endpoint_option, open_url, read_settings
 from receiver.protocol.events import EventType
 from receiver.protocol.signature import AuthType
 from receiver.settings import DEFAULT_FILE, DEFAULT_URL, Settings, load, masked
@@ -29,7 +29,8 @@ def init(url: str, auth_type: str) -> None:
     """
     path: Path = click.get_current_context().meta.get("config", Path(DEFAULT_FILE))
     # As the settings will read them: a URL that cannot be registered is refused before anything is written.
-    load(None, {"RECEIVER_CONFIG": os.devnull, "RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL": url, "RECEIVER_KEY": "checked"})
+    checked = {"RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL": url or "-", "RECEIVER_KEY": "checked"}
+    load(None, {"RECEIVER_CONFIG": os.devnull} | checked)
     try:
         write_configuration(path, url, auth_type)
     except FileExistsError as error:
@@ -59,7 +60,7 @@ def migrate() -> None:
 
     `serve` does so itself for SQLite; a PostgreSQL database, which others may share, is migrated only by this.
     """
-    before, after = open_database().migrate()
+    before, after = open_url(read_settings().database_url).migrate()
     click.echo(f"The schema is at revision {after}" + (" already." if before == after else f"; it was {before}."))
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import click
+from sqlalchemy import make_url
 
 from receiver.settings import DEFAULT_FILE, EndpointSettings, Settings, load
 from receiver.storage.database import Database
@@ -31,9 +32,16 @@ def read_settings() -> Settings:
     return load(click.get_current_context().meta.get("config"), os.environ)
 
 
-def open_database(settings: Settings | None = None) -> Database:
-    """The database of the settings, until the command ends."""
-    return open_url((settings or read_settings()).database_url)
+def open_database() -> Database:
+    """The database of the settings, until the command ends; there must be one, with this version's schema."""
+    url = read_settings().database_url
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
+        # Whose user makes it owns it: let that be the receiver's.
+        raise click.ClickException(f"database_url: {parsed.database} is no file: `receiver serve` makes it")
+    database = open_url(url)
+    database.check_schema()
+    return database
 
 
 def open_url(url: str) -> Database:

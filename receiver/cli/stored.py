@@ -81,7 +81,6 @@ def history(job: str, room: str, since: datetime | None, *, json_: bool, csv_: b
     if json_ and csv_:
         raise click.UsageError("--json or --csv, not both")
     database = open_database()
-    database.check_schema()
     with database.reading() as connection:
         if not job:
             jobs = latest_jobs(connection, room=room, since=since)
@@ -133,8 +132,7 @@ def copy_database(source_url: str) -> None:
     Stores what is not there yet, so that it can be broken off and done again. Safe beside running receivers.
     """
     target, source = open_database(), open_url(source_url)
-    for database in (source, target):
-        database.check_schema()
+    source.check_schema()
     events = quarantined = 0
     with Progress(transient=True, console=Console(stderr=True)) as progress:
         bar = progress.add_task("Copying", total=sum(source.sizes().values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,8 +16,10 @@ from receiver.protocol.events import StreamState
 from receiver.storage.bulk import Key, Row, given, in_json, insert_new
 from receiver.storage.engine import READ_ONLY, Deadline, connect
 from receiver.storage.jobs import narrow, of_job
-from receiver.storage.migration import REVISION, SchemaError, revision_of, upgrade
+from receiver.storage.migration import REVISION, REVISION_IN_USE, SchemaError, revision_of, upgrade
 from receiver.storage.schema import events, quarantine, streams
+
+logger = logging.getLogger(__name__)
 
 _PRUNE_BATCH = 1000
 _NO_LIMITS = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0"
@@ -57,8 +60,13 @@ class Database:
                 connection.execute(text(_NO_LIMITS))
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             before = revision_of(connection)
+            if before not in (None, REVISION):
+                # May take minutes; until then nothing is stored.
+                logger.info("schema migration begins", extra={"revision": before})
             if before != REVISION:
                 upgrade(connection)
+        if before not in (None, REVISION):
+            logger.info("schema migrated", extra={"revision": REVISION})
         return before, REVISION
 
     def prepare(self) -> None:
@@ -81,10 +89,15 @@ class Database:
     def store(self, event_rows: Sequence[Row], quarantine_rows: Sequence[Row]) -> Stored:
         """Keep all rows, in one transaction; returns the keys of those that were not there yet.
 
-        Raises `RefusedError`, and keeps none, where one of them is refused.
+        Raises `RefusedError`, and keeps none, where one of them is refused, and `SchemaError` where the schema is no
+        longer this program's.
         """
         with _refusals(), self._begin() as connection:
-            return self._store(connection, event_rows, quarantine_rows)
+            stored = self._store(connection, event_rows, quarantine_rows)
+            # Afterwards: a migration that the rows had to wait for is done by now.
+            if connection.scalar(REVISION_IN_USE) != REVISION:
+                raise SchemaError("the database's schema was migrated: is it newer than this receiver?")
+            return stored
 
     def stream_states(self) -> list[tuple[str, int]]:
         """How many jobs are in each stream state."""

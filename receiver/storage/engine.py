@@ -32,9 +32,8 @@ def connect(url: str) -> Engine:
     """An engine for SQLite or PostgreSQL that holds one connection."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        if parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": _BUSY_TIMEOUT})
+        event.listen(engine, "do_connect", _make_file)
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -46,6 +45,18 @@ def connect(url: str) -> Engine:
         max_overflow=0,
         connect_args={"connect_timeout": 5, "target_session_attrs": "read-write", "options": _SERVER_LIMITS},
     )
+
+
+def _make_file(_dialect: Dialect, _record: object, args: tuple[str, ...], _options: object) -> None:
+    """Make the file that is to be connected to, for its owner alone: SQLite gives its rights to all beside it."""
+    path = Path(args[0])
+    if args[0].startswith("file:"):  # a URI, of which SQLite makes what it says
+        return
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:  # which is the database's trouble like any other
+        raise sqlite3.OperationalError(f"{path}: {error.strerror}") from error
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 REVISION = "0002"  # of this program's schema: the newest in `migrations/`
+REVISION_IN_USE = text("SELECT version_num FROM alembic_version")
 
 
 class SchemaError(Exception):
@@ -21,7 +22,7 @@ def revision_of(connection: Connection) -> str | None:
     """The revision of the database's schema, None where there is none; raises `SchemaError` where it is newer."""
     if not inspect(connection).has_table("alembic_version"):
         return None
-    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    revision: str | None = connection.scalar(REVISION_IN_USE)
     if revision not in (None, REVISION) and not _is_known(revision):
         raise SchemaError(
             f"the database's schema is at revision {revision}, which is newer than this receiver: upgrade the receiver,"

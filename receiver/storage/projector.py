@@ -113,6 +113,7 @@ class Projector:
         try:
             self._store(rows)
         except RefusedError:
+            self._database.check_schema()  # which may have been migrated, and then it is not the row's fault
             # Store each alone, so that it stands in the way of none.
             for delivery, row in zip(deliveries, rows, strict=True):
                 self._store_or_quarantine(delivery, row)

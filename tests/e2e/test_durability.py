@@ -35,6 +35,19 @@ def test_restart_resumes_where_it_stopped(tmp_path: Path) -> None:
         assert [row[0] for row in rows] == [f"Paragraph {number}" for number in range(20)]
 
 
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """Where the database's folder cannot be made, callbacks are kept until it can."""
+    folder = tmp_path / "elsewhere"
+    folder.write_bytes(b"no folder")
+    with running(tmp_path, RECEIVER_DATABASE_URL=f"sqlite:///{folder}/receiver.db") as receiver:
+        assert receiver.post(SAMPLE).status == 200
+        wait_until(lambda: '"database down"' in receiver.log, "the line that it is away")
+        assert f"{folder}/receiver.db" in receiver.log
+        folder.unlink()
+        wait_until(lambda: receiver.metric("journal_events") == 0, "an empty journal")
+        assert (folder / "receiver.db").is_file()
+
+
 def test_database_comes_back(tmp_path: Path) -> None:
     """A database that was away is used again without a restart; one line says when it went and one when it came."""
     (tmp_path / "var/receiver.db").mkdir(parents=True)

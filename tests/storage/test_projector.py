@@ -20,10 +20,11 @@ from receiver.metrics import Metrics
 from receiver.storage.bulk import Row
 from receiver.storage.database import Database, RefusedError
 from receiver.storage.journal import Journal
-from receiver.storage.migration import SchemaError
+from receiver.storage.migration import REVISION, SchemaError
 from receiver.storage.projector import Projector, reason_of, to_row
 from receiver.storage.schema import events, quarantine, streams
 from tests.postgres import PostgreSQL, new_database
+from tests.storage.test_database import sql
 from tests.support import SAMPLES, wait_until
 
 NOON = 1726012800.0
@@ -500,34 +501,64 @@ def test_connection_that_broke_while_idle(own_postgresql: PostgreSQL, tmp_path: 
         assert len(rows(url, events)) == 2
 
 
-def test_schema_that_is_made_late(database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A database without its tables is waited for, saying what to run; once they are there all goes on by itself."""
-    with started(tmp_path, database_url) as line:
+def test_schema_that_is_made_late(postgresql_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A server without the tables is waited for, saying what to run; once they are there all goes on by itself."""
+    with started(tmp_path, postgresql_url) as line:
         line.put(delivery(body(state="CONNECTED")))
         wait_until(lambda: line.metric("projector_errors_total", reason="schema") >= 2, "attempts")
         assert line.metric("journal_events") == 1
         assert line.metric("database_up") == 0
         (record,) = caplog.records
         assert "run `receiver migrate`" in vars(record)["problem"]
-        migrate(database_url)
+        migrate(postgresql_url)
         wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
         wait_until(lambda: line.metric("database_up") == 1, "the database's return")
-        assert len(rows(database_url, events)) == 1
+        assert len(rows(postgresql_url, events)) == 1
 
 
-def test_database_that_is_replaced(database_url: str, tmp_path: Path) -> None:
+def test_sqlite_gets_its_schema(tmp_path: Path) -> None:
+    """A SQLite database without tables, also one that takes the place of the one in use, gets them."""
+    url = f"sqlite:///{tmp_path}/receiver.db"
+    with started(tmp_path, url) as line:
+        for at, state in enumerate(["CONNECTED", "END"]):
+            line.put(delivery(body(state=state), at))
+            wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+            assert [row["state"] for row in rows(url, events)] == [state]
+            empty(url)
+
+
+def test_database_that_is_replaced(postgresql_url: str, tmp_path: Path) -> None:
     """When an empty database takes the place of the one in use, its tables are waited for again."""
+    migrate(postgresql_url)
+    with started(tmp_path, postgresql_url) as line:
+        line.put(delivery(body(state="CONNECTED")))
+        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+        empty(postgresql_url)
+        line.put(delivery(body(state="END"), 1))
+        wait_until(lambda: line.metric("projector_errors_total", reason="schema") >= 1, "an attempt")
+        migrate(postgresql_url)
+        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+        assert [row["state"] for row in rows(postgresql_url, events)] == ["END"]
+        assert rows(postgresql_url, quarantine) == []
+
+
+def test_schema_that_changes_meanwhile(database_url: str, tmp_path: Path) -> None:
+    """Once the schema is another's, nothing is stored any more, nor put into quarantine, until it is right again."""
     migrate(database_url)
     with started(tmp_path, database_url) as line:
         line.put(delivery(body(state="CONNECTED")))
         wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
-        empty(database_url)
-        line.put(delivery(body(state="END"), 1))
-        wait_until(lambda: line.metric("projector_errors_total", reason="schema") >= 1, "an attempt")
-        migrate(database_url)
-        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
-        assert [row["state"] for row in rows(database_url, events)] == ["END"]
+        sql(database_url, "UPDATE alembic_version SET version_num = '9999'")
+        refuse(database_url, "refused")
+        line.put(delivery(body(state="END"), 1), delivery(body(job_id="refused", state="END"), 2))
+        wait_until(lambda: line.metric("projector_errors_total", reason="schema") >= 2, "attempts")
+        assert line.metric("journal_events") == 2
+        assert [row["state"] for row in rows(database_url, events)] == ["CONNECTED"]
         assert rows(database_url, quarantine) == []
+        sql(database_url, f"UPDATE alembic_version SET version_num = '{REVISION}'")
+        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+        assert len(rows(database_url, events)) == 2
+        assert [row["reason"] for row in rows(database_url, quarantine)] == ["refused"]
 
 
 def test_new_deliveries_wake_the_projector(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
