@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 from receiver.protocol.events import EventType, StreamState
 from receiver.protocol.signature import AUTO, LIKELIEST_FORM, sign
@@ -46,7 +46,7 @@ class Sender:
 
     def __init__(self, endpoint: EndpointSettings, *, to: str | None = None, trust: Path | None = None) -> None:
         self._endpoint = endpoint
-        target = urlsplit(to or endpoint.live_event_type_callback_url)
+        target = _target(to or endpoint.live_event_type_callback_url)
         self._base = f"{target.scheme}://{target.netloc}"
         if target.scheme == "https":
             context = ssl.create_default_context()
@@ -194,6 +194,16 @@ def send_load(
     with ThreadPoolExecutor(connections) as pool:
         for worker in [pool.submit(work) for _ in range(connections)]:
             worker.result()
+
+
+def _target(url: str) -> SplitResult:
+    """The URL's parts, of which the port can be read."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise SendError(f"{url}: is not the address of a receiver: {error}") from error
+    return parts
 
 
 def _request_target(url: str) -> str:

@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 _TLS_1_2 = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 
 
+# By OpenSSL's reason; it has none for what holds nothing that it looks for.
+_PROBLEMS = {"KEY_VALUES_MISMATCH": "do not belong together", None: "are not in PEM format"}
+
+
 class Certificate:
     """A pair of PEM files. `context` is for new connections; those that are open keep theirs."""
 
@@ -44,9 +48,12 @@ class Certificate:
             logger.info("certificate reloaded", extra={"certificate": str(self._certificate)})
 
     def _load(self) -> ssl.SSLContext:
-        context = tls_context(self._certificate, self._key)
-        # The first one in the file is the server's own, others are its chain.
-        own = x509.load_pem_x509_certificates(self._certificate.read_bytes())[0]
+        try:
+            context = tls_context(self._certificate, self._key)
+            # The first one in the file is the server's own, others are its chain.
+            own = x509.load_pem_x509_certificates(self._certificate.read_bytes())[0]
+        except (OSError, ValueError) as error:  # as it is while somebody exchanges the files
+            raise ListenError(f"tls_certificate: {self._certificate} cannot be used: {error}") from error
         self._expiry.set(own.not_valid_after_utc.timestamp())
         return context
 
@@ -75,7 +82,7 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     try:
         context.load_cert_chain(certificate, key, password=refuse_to_ask)
     except ssl.SSLError as error:
-        problem = "do not belong together" if error.reason == "KEY_VALUES_MISMATCH" else "are not in PEM format"
+        problem = _PROBLEMS.get(error.reason, f"cannot be used ({error.reason})")
         raise ListenError(
             f"tls_key: {key} and tls_certificate {certificate} {problem}: set the certificate, then its chain, and the"
             " private key that it was made for"

@@ -71,6 +71,7 @@ def test_files_behind_a_link(tmp_path: Path, authority: Authority) -> None:
         ("tls.crt", "missing.key", "tls_key: .*missing.key: No such file or directory: name"),
         ("", "tls.key", "tls_certificate: .*: Is a directory: name"),
         ("tls.key", "tls.key", "tls_key: .* are not in PEM format"),
+        ("trusted.crt", "tls.key", "tls_certificate: .*trusted.crt cannot be used: "),
     ],
 )
 def test_a_pair_that_cannot_be_used(
@@ -80,5 +81,8 @@ def test_a_pair_that_cannot_be_used(
     authority.issue(tmp_path / "tls.crt", tmp_path / "tls.key")
     authority.issue(tmp_path / "other.crt", tmp_path / "other.key")
     authority.issue(tmp_path / "x.crt", tmp_path / "encrypted.key", passphrase="secret")
+    # OpenSSL's own format, which nothing else reads.
+    own_format = (tmp_path / "tls.crt").read_text().replace(" CERTIFICATE-", " TRUSTED CERTIFICATE-")
+    (tmp_path / "trusted.crt").write_text(own_format)
     with pytest.raises(ListenError, match=problem):
         Certificate(tmp_path / certificate, tmp_path / key, Metrics())
