@@ -163,6 +163,7 @@ class Journal:
         log = Path(f"{self._path}-wal")
         if log.exists():
             log.rename(f"{self._aside or _unused(self._path)}-wal")
+        self._aside = None
         if self._rescued.exists():
             self._rescued.rename(self._path)
             logger.warning("journal goes on with what was rescued", extra={"journal": str(self._path)})
