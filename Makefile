@@ -25,7 +25,7 @@ lint: .venv/developed
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml receiver migrations
 
-# The long version of tests/faults: about an hour, as root where it mounts file systems.
+# The long version of tests/faults: about half an hour, as root where it mounts file systems.
 faults: .venv/developed
 	FAULT_KILLS=1000 FAULT_POWER_CUTS=200 FAULT_BACKLOG=1000000 $(BIN)/pytest tests/faults
 
