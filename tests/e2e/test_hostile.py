@@ -22,10 +22,10 @@ SAMPLE = SAMPLES["REPLY_COMMAND_FINISH"]
 SLOW_CONNECTIONS = 2000
 MOST_CONNECTIONS = 800
 MOST_FILES = 1000  # fewer than the slow connections would need
-REQUEST_TIMEOUT = 6
-ATTACK_SECONDS = 6
+REQUEST_TIMEOUT = 10
+ATTACK_SECONDS = 10
 ANSWERS = 50
-PATIENCE = 4  # seconds that a well-behaved client waits: fewer than the attack lasts once all files are taken
+PATIENCE = 8  # seconds that a well-behaved client waits: fewer than the attack lasts once all files are taken
 
 
 @contextmanager
