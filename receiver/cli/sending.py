@@ -16,6 +16,7 @@ from rich.table import Table
 from receiver.app import verifier
 from receiver.cli.shared import choose_endpoint, config_option, endpoint_option, open_url, read_settings
 from receiver.protocol.events import EventType, StreamState
+from receiver.protocol.signature import LAST_SECOND
 from receiver.settings import Settings
 from receiver.storage.bulk import Row
 from receiver.storage.database import Database
@@ -30,11 +31,10 @@ _MADE_UP = {
     "stream_key": "made-up",
     "state": StreamState.CONNECTED,
 }
-_LAST_SECOND = 253_402_214_400  # which hwTime may name
 
 
 def _read_time(_ctx: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not 0 <= value <= _LAST_SECOND:
+    if value is not None and not 0 <= value <= LAST_SECOND:
         raise click.BadParameter("is not a time in POSIX seconds, such as 1767225600")
     return value
 

@@ -29,7 +29,7 @@ _SECRET = re.compile(rb"[0-9A-Fa-f]{64}")
 _TIME = re.compile(rb"[0-9A-Fa-f]{1,16}")
 # 8 hex digits are seconds, 11 are milliseconds. 10**11 parts them: the year 5138 in seconds, 1973 in milliseconds.
 _FIRST_MILLISECONDS = 10**11
-_LAST_MILLISECONDS = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp() * 1000)
+LAST_SECOND = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())  # POSIX; the latest that a time may be
 
 
 class AuthType(enum.StrEnum):
@@ -278,7 +278,7 @@ def _the_one(values: list[bytes], pattern: re.Pattern[bytes]) -> bytes:
 
 def _posix_seconds(time_text: bytes) -> float:
     number = int(time_text, 16)
-    if number > _LAST_MILLISECONDS:
+    if number > LAST_SECOND * 1000:
         raise MalformedSignatureError
     return number / 1000 if number >= _FIRST_MILLISECONDS else float(number)
 

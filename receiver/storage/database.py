@@ -16,7 +16,7 @@ from receiver.protocol.events import StreamState
 from receiver.storage.bulk import Key, Row, given, in_json, insert_new
 from receiver.storage.engine import READ_ONLY, Deadline, connect
 from receiver.storage.jobs import narrow, of_job
-from receiver.storage.migration import REVISION, REVISION_IN_USE, SchemaError, revision_of, upgrade
+from receiver.storage.migration import REVISION, REVISION_IN_USE, require_revision, revision_of, upgrade
 from receiver.storage.schema import events, quarantine, streams
 
 logger = logging.getLogger(__name__)
@@ -79,12 +79,7 @@ class Database:
     def check_schema(self) -> None:
         """Raise `SchemaError` unless the schema is this program's."""
         with self._begin(read_only=True) as connection:
-            current = revision_of(connection)
-        if current != REVISION:
-            raise SchemaError(
-                f"the database's schema is {'missing' if current is None else f'at revision {current}'}, this receiver"
-                f" needs {REVISION}: run `receiver migrate`; callbacks are kept in the journal until then"
-            )
+            require_revision(connection)
 
     def store(self, event_rows: Sequence[Row], quarantine_rows: Sequence[Row]) -> Stored:
         """Keep all rows, in one transaction; returns the keys of those that were not there yet.
@@ -93,11 +88,7 @@ class Database:
         longer this program's.
         """
         with _refusals(), self._begin() as connection:
-            stored = self._store(connection, event_rows, quarantine_rows)
-            # Afterwards: a migration that the rows had to wait for is done by now.
-            if connection.scalar(REVISION_IN_USE) != REVISION:
-                raise SchemaError("the database's schema was migrated: is it newer than this receiver?")
-            return stored
+            return self._store(connection, event_rows, quarantine_rows)
 
     def stream_states(self) -> list[tuple[str, int]]:
         """How many jobs are in each stream state."""
@@ -208,6 +199,9 @@ class Database:
         newest = _newest_states(row for key, row in new_events.items() if key in stored.events)
         if newest:
             self._set_streams(connection, newest)
+        # Afterwards: a migration that the rows had to wait for is done by now.
+        if connection.scalar(REVISION_IN_USE) != REVISION:
+            require_revision(connection)
         return stored
 
     def _set_streams(self, connection: Connection, rows: Sequence[Row]) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from receiver.delivery import Delivery
+from receiver.protocol.signature import LAST_SECOND
 
 SCHEMA = """CREATE TABLE IF NOT EXISTS inbox (
     id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, received_at REAL NOT NULL, sent_at REAL NOT NULL,
     time_text BLOB NOT NULL, body BLOB NOT NULL, quarantine_reason TEXT)"""
 COLUMNS = ", ".join(Delivery._fields)
 INSERT = f"INSERT INTO inbox ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 (constants)
-_LAST_SECOND = 253_402_300_799  # POSIX seconds; a datetime takes no later year than 9999
 
 
 class DamagedRowError(sqlite3.DatabaseError):
@@ -26,7 +26,7 @@ def delivery_of(row: Sequence[Any]) -> Delivery:
     is_sound = (
         isinstance(endpoint, str)
         and endpoint.isprintable()
-        and all(isinstance(time, float) and 0 <= time <= _LAST_SECOND for time in (received_at, sent_at))
+        and all(isinstance(time, float) and 0 <= time <= LAST_SECOND for time in (received_at, sent_at))
         and isinstance(time_text, bytes)
         and isinstance(body, bytes)
         and (reason is None or (isinstance(reason, str) and reason.isidentifier()))

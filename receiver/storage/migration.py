@@ -31,6 +31,16 @@ def revision_of(connection: Connection) -> str | None:
     return revision
 
 
+def require_revision(connection: Connection) -> None:
+    """Raise `SchemaError` unless the database's schema is this program's."""
+    current = revision_of(connection)
+    if current != REVISION:
+        raise SchemaError(
+            f"the database's schema is {'missing' if current is None else f'at revision {current}'}, this receiver"
+            f" needs {REVISION}: run `receiver migrate`; callbacks are kept in the journal until then"
+        )
+
+
 def upgrade(connection: Connection) -> None:
     """Bring the schema to this program's revision."""
     from alembic import command  # noqa: PLC0415 (takes a third of a start's time, and nearly all do without)
