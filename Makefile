@@ -52,12 +52,15 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or later is needed: make PYTHON=python3.11 …' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# The last step takes nothing from outside: it fails where the lock files lack something that pyproject.toml asks for.
+# The lock files are whole, so nothing is resolved: pip would look up what is asked for with an extra, find a version
+# newer than the locked one, and refuse it for want of a hash. The last step takes nothing from outside: it fails where
+# the lock files lack something that pyproject.toml asks for.
 .venv/installed: pyproject.toml deploy/requirements.txt deploy/build-requirements.txt | .venv/bin/python
-	$(PIP_INSTALL) --require-hashes --requirement deploy/requirements.txt --requirement deploy/build-requirements.txt
+	$(PIP_INSTALL) --require-hashes --no-deps --requirement deploy/requirements.txt --requirement deploy/build-requirements.txt
 	$(PIP_INSTALL) --no-index --no-build-isolation --editable .
 	@touch $@
 
 .venv/developed: .ci/requirements.txt .venv/installed
-	$(PIP_INSTALL) --require-hashes --requirement .ci/requirements.txt
+	$(PIP_INSTALL) --require-hashes --no-deps --requirement .ci/requirements.txt
+	@$(BIN)/pip check --quiet --disable-pip-version-check
 	@touch $@
