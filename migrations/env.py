@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, create_engine
 
-from receiver.storage.schema import metadata
+from receiver.database.schema import metadata
 
 
 def _run(connection: Connection) -> None:

@@ -13,19 +13,18 @@ from collections.abc import Callable, Sequence
 
 import uvloop
 
+from receiver.database.database import Database
+from receiver.journal.journal import Journal
 from receiver.metrics import Metrics
-from receiver.protocol.signature import Verifier
-from receiver.readiness import READY, STOPPING, notify
-from receiver.settings import EndpointSettings, Settings
-from receiver.storage.database import Database
-from receiver.storage.journal import Journal
-from receiver.storage.projector import Projector
-from receiver.web.admission import Limits
+from receiver.projector.projector import Projector
+from receiver.server.certificate import Certificate
+from receiver.server.limiter import Limits
+from receiver.server.server import Server, create_server
+from receiver.server.sockets import allow_connections, listen
+from receiver.settings.settings import Settings
+from receiver.systemd import READY, STOPPING, notify
 from receiver.web.callbacks import Callbacks, Endpoint
-from receiver.web.certificate import Certificate
-from receiver.web.listeners import allow_connections, listen
 from receiver.web.operations import operations_app
-from receiver.web.server import Server, create_server
 
 _SWITCH_INTERVAL = 0.0001  # seconds
 _CERTIFICATE_POLL = 2  # seconds
@@ -48,7 +47,7 @@ class Receiver:
         self.journal = Journal(settings.journal, settings.journal_max_bytes, self.metrics, grown)
         self.projector = Projector(self.journal, self.database, self.metrics, grown)
         callbacks = Callbacks(
-            [Endpoint(one.name, one.live_event_type_callback_url, verifier(one)) for one in settings.endpoints],
+            [Endpoint(one.name, one.live_event_type_callback_url, one.verifier()) for one in settings.endpoints],
             self.journal.append,
             self.metrics,
             max_body_bytes=settings.max_body_bytes,
@@ -129,17 +128,6 @@ def run(settings: Settings, on_started: Callable[[], None]) -> None:
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(receiver.serve(on_started))
-
-
-def verifier(endpoint: EndpointSettings) -> Verifier:
-    """The check of signatures that an endpoint's settings ask for."""
-    return Verifier(
-        endpoint.live_event_type_callback_url,
-        endpoint.auth_type,
-        endpoint.keys,
-        form=endpoint.signature_form,
-        tolerance=endpoint.timestamp_tolerance,
-    )
 
 
 async def _serve(server: Server, sockets: Sequence[socket.socket]) -> None:

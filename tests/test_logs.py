@@ -178,9 +178,9 @@ def test_set_up(stream: io.StringIO, formatter: str) -> None:
     set_up(stream)
     logging.getLogger("library").info("chatter")
     logging.getLogger("library").warning("of use")
-    logging.getLogger("receiver.storage").debug("chatter")
+    logging.getLogger("receiver.journal").debug("chatter")
     for number in range(30):
-        logging.getLogger("receiver.storage").info("started", extra={"number": number})
+        logging.getLogger("receiver.journal").info("started", extra={"number": number})
     lines = stream.getvalue().splitlines()
     assert len(lines) == 1 + 20
     if formatter == "json":

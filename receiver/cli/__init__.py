@@ -8,16 +8,16 @@ from typing import Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
+from receiver.cli.data import copy_database, history, prune, quarantine
+from receiver.cli.options import config_option
 from receiver.cli.sending import doctor, send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
-from receiver.cli.shared import config_option
-from receiver.cli.stored import copy_database, history, prune, quarantine
-from receiver.storage.database import RefusedError, problem_of
-from receiver.storage.journal import JournalError
-from receiver.storage.migration import SchemaError
+from receiver.database.database import RefusedError, problem_of
+from receiver.database.migration import SchemaError
+from receiver.journal.journal import JournalError
+from receiver.server.sockets import ListenError
+from receiver.settings.values import SettingsError
 from receiver.tools.sender import SendError
-from receiver.values import SettingsError
-from receiver.web.listeners import ListenError
 
 _KNOWN_ERRORS = (SettingsError, JournalError, ListenError, SchemaError, SendError)
 

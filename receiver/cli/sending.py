@@ -13,14 +13,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from receiver.app import verifier
-from receiver.cli.shared import choose_endpoint, config_option, endpoint_option, open_url, read_settings
+from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
+from receiver.cli.terminal import printable
+from receiver.database.database import Database
+from receiver.database.insert import Row
+from receiver.database.migration import SchemaError
 from receiver.protocol.events import EventType, StreamState
 from receiver.protocol.signature import LAST_SECOND
-from receiver.settings import Settings
-from receiver.storage.bulk import Row
-from receiver.storage.database import Database
-from receiver.storage.migration import SchemaError
+from receiver.settings.settings import Settings
 from receiver.tools import doctor as diagnosis
 from receiver.tools.sender import Answer, Sender, body_of, livestream, send_load
 
@@ -121,12 +121,10 @@ def doctor(url: str, headers: tuple[str, ...], body: Any, at: float | None) -> N
     accepted, lines = True, list[str]()
     if url or headers:
         captured = diagnosis.Captured(url, tuple((line.partition(":")[0], line.partition(":")[2]) for line in headers))
-        accepted, lines = diagnosis.examine(
-            read_settings().endpoints, verifier, captured, time.time() if at is None else at
-        )
+        accepted, lines = diagnosis.examine(read_settings().endpoints, captured, time.time() if at is None else at)
     if body:
         lines += diagnosis.describe_body(body.read())
-    click.echo("\n".join(lines))
+    click.echo("\n".join(map(printable, lines)))
     sys.exit(0 if accepted else 1)
 
 
@@ -166,5 +164,5 @@ def _stored(database: Database, job_id: str) -> list[Row]:
 def _tell(row: Row) -> str:
     if row["event_type"] == EventType.SHOOT_SCRIPT_SWITCH:
         what = f"{row['scene_script_name']} · {row['shoot_script_sequence_no']} {row['shoot_script_title']}"
-        return diagnosis.printable(what)
-    return diagnosis.printable(row["state"] or f"reply {row['reply_id']}")
+        return printable(what)
+    return printable(row["state"] or f"reply {row['reply_id']}")

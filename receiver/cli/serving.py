@@ -11,11 +11,11 @@ import click
 
 from receiver import logs
 from receiver.app import run
-from receiver.cli.shared import choose_endpoint, config_option, endpoint_option, open_url, read_settings
+from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
 from receiver.protocol.events import EventType
 from receiver.protocol.signature import AuthType
-from receiver.settings import DEFAULT_FILE, DEFAULT_URL, Settings, load, masked
-from receiver.tools.setup import write_configuration
+from receiver.settings.settings import DEFAULT_FILE, DEFAULT_URL, Settings, load, masked
+from receiver.tools.bootstrap import write_configuration
 
 
 @click.command()

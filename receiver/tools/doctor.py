@@ -7,7 +7,7 @@ names the candidate with the fewest differences. It needs no running receiver.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -28,7 +28,8 @@ from receiver.protocol.signature import (
     Verified,
     Verifier,
 )
-from receiver.settings import EndpointSettings
+from receiver.protocol.url import callback_path
+from receiver.settings.settings import EndpointSettings
 
 _FOR_EVER = float("inf")
 _ADVICE: dict[type[SignatureError], str] = {
@@ -93,7 +94,6 @@ def _is_signature(pair: str) -> bool:
 
 def examine(
     endpoints: Sequence[EndpointSettings],
-    make_verifier: Callable[[EndpointSettings], Verifier],
     captured: Captured,
     now: float,
 ) -> Diagnosis:
@@ -102,17 +102,17 @@ def examine(
         in_headers = (one for one in endpoints if one.auth_type is AuthType.MSS_A_HEAD)
         captured = replace(captured, url=next(in_headers, endpoints[0]).live_event_type_callback_url)
     try:
-        path = _path(captured.url)
+        path = callback_path(captured.url)
         query, headers = captured.query, captured.raw_headers
     except ValueError:
         return Diagnosis(False, ["that is no URL, or no text: give what was requested, in quotes"])
-    same_path = [one for one in endpoints if _path(one.live_event_type_callback_url) == path]
+    same_path = [one for one in endpoints if callback_path(one.live_event_type_callback_url) == path]
     endpoint = (same_path or list(endpoints))[0]
     lines = [f"endpoint {endpoint.name}: {endpoint.public_url}, {endpoint.auth_type}, form {endpoint.signature_form}"]
     if not same_path:
-        lines.append(f"the path {path} is no endpoint's: such a request is answered 404")
+        lines.append(f"the path {path.decode(errors='replace')} is no endpoint's: such a request is answered 404")
     try:
-        verified = make_verifier(endpoint).verify(query, headers, now)
+        verified = endpoint.verifier().verify(query, headers, now)
     except StaleSignatureError as error:
         return Diagnosis(False, [*lines, _matched(error.verified), _clock(error.verified, now, endpoint)])
     except SignatureError as error:
@@ -126,14 +126,13 @@ def examine(
 
 
 def describe_body(body: bytes) -> list[str]:
-    """What the body says, or why it would go to the quarantine. A stream's key is not shown."""
+    """What the body says, or why it would go to the quarantine, line by line. A stream's key is not shown."""
     try:
         event = parse(body)
     except EventError as error:
         return [f"the body would be kept in quarantine: {error}"]
     return ["the body is understood:"] + [
-        # Printable, whatever a body holds: it goes to a terminal.
-        f"  {name} = {'****' if name == 'stream_key' else printable(value)}"
+        f"  {name} = {'****' if name == 'stream_key' else value}"
         for name, value in event._asdict().items()
         if value is not None
     ]
@@ -210,10 +209,6 @@ def _candidates(
         yield urlunsplit((*parts, "")), key_name, key
 
 
-def _path(url: str) -> str:
-    return unquote(urlsplit(url).path) or "/"
-
-
 def _matched(verified: Verified) -> str:
     return f"the signature is right: form {verified.form}, {verified.key} key"
 
@@ -225,8 +220,3 @@ def _clock(verified: Verified, now: float, endpoint: EndpointSettings) -> str:
         f" is {endpoint.timestamp_tolerance} s. For a callback captured earlier that is as it should be (give its time"
         " with --at); otherwise this machine's clock is wrong: check NTP"
     )
-
-
-def printable(value: object) -> str:
-    """The value for a terminal, without what would control it."""
-    return "".join(character if character.isprintable() else "�" for character in str(value))

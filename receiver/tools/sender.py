@@ -19,7 +19,7 @@ from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 from receiver.protocol.events import EventType, StreamState
 from receiver.protocol.signature import AUTO, LIKELIEST_FORM, sign
-from receiver.settings import EndpointSettings
+from receiver.settings.settings import EndpointSettings
 
 _ATTEMPTS = 2
 

@@ -1,1 +1,1 @@
-"""What is served: the public endpoint, the operations endpoints, and the sockets under both."""
+"""The ASGI applications: callbacks on the public listener, metrics and health on the operations listener."""

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from prometheus_client import Counter
 from starlette.applications import Starlette
@@ -21,11 +21,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from receiver.addresses import Network, client_address
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import REJECTIONS, Metrics
 from receiver.protocol.signature import SignatureError, StaleSignatureError, Verified, Verifier
-from receiver.values import Network
-from receiver.web.addresses import client_address
+from receiver.protocol.url import callback_path
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Callbacks:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._callbacks: dict[bytes, ASGIApp] = {
-            path_of(endpoint.url): _Callback(endpoint, append, metrics, max_body_bytes, trusted_proxies, now)
+            callback_path(endpoint.url): _Callback(endpoint, append, metrics, max_body_bytes, trusted_proxies, now)
             for endpoint in endpoints
         }
         self._elsewhere = Starlette(routes=[Route(HEALTH_PATH, _health, methods=["GET"])])
@@ -101,11 +101,6 @@ class Callbacks:
         raw_path: bytes = scope["raw_path"]
         path = unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path
         await self._callbacks.get(path, self._elsewhere)(scope, receive, send)
-
-
-def path_of(url: str) -> bytes:
-    """The path by which a registered URL is told from others: decoded, so that it is the same however it is encoded."""
-    return unquote_to_bytes(urlsplit(url).path.encode() or b"/")
 
 
 class _Rejected(Exception):  # noqa: N818 (an answer, not a fault)

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import create_engine, text
 
-from receiver.storage.database import Database
+from receiver.database.database import Database
 from tests.bench import history as livestreams
 from tests.bench.machine import Server, comparing, receiving, requests_per_second, signed_query, steady_latency
-from tests.postgres import PrivatePostgreSQL, new_database
+from tests.helpers.postgres import PrivatePostgreSQL, new_database
 
 SECONDS = int(os.environ.get("BENCH_SECONDS", "8"))
 ROWS = int(os.environ.get("BENCH_ROWS", "10000000"))

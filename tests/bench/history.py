@@ -9,10 +9,10 @@ from datetime import timedelta
 
 from sqlalchemy import Connection, create_engine, func, literal_column, select, text
 
+from receiver.database.database import Database
+from receiver.database.history import find_job, job_history, latest_jobs
+from receiver.database.schema import jobs, live_jobs, streams
 from receiver.protocol.events import StreamState
-from receiver.storage.database import Database
-from receiver.storage.history import find_job, job_history, latest_jobs
-from receiver.storage.schema import jobs, live_jobs, streams
 
 BY_STATE = "streams by state"  # the metric's query, which reads a row a job: it grows with these
 EVENTS_A_JOB = 500

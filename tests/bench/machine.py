@@ -16,7 +16,7 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 
 from receiver.protocol.signature import sign
-from tests.support import KEY, free_port, wait_until
+from tests.helpers.receiver import KEY, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 URL = "https://localhost/callbacks/metastudio"

@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from receiver.protocol.signature import sign
-from receiver.settings import load
-from tests.support import KEY, SAMPLES, Process, free_port, running, wait_until
+from receiver.settings.settings import load
+from tests.helpers.receiver import KEY, SAMPLES, Process, free_port, running, wait_until
 
 FOLDER = Path(__file__).parents[2] / "deploy"
 TEXT = (FOLDER / "compose.yaml").read_text()

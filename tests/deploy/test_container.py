@@ -21,7 +21,7 @@ import pytest
 
 from receiver.protocol.signature import sign
 from tests.deploy.test_lock import RUNTIME, pins
-from tests.support import KEY, SAMPLES, free_port, wait_until
+from tests.helpers.receiver import KEY, SAMPLES, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 URL = "https://events.example.com/callbacks/metastudio"

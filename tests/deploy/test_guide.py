@@ -17,12 +17,10 @@ import pytest
 from sqlalchemy import make_url
 
 from receiver.protocol.signature import sign
-from tests.faults.load import Load, Receiver, ended
-from tests.faults.oracle import compare, drained, stored_bodies
-from tests.postgres import new_database, own_postgresql, postgresql_server, postgresql_url
-from tests.support import KEY, SAMPLES
-
-__all__ = ["own_postgresql", "postgresql_server", "postgresql_url"]
+from tests.helpers.load import Load, Receiver, ended
+from tests.helpers.outcome import compare, drained, stored_bodies
+from tests.helpers.postgres import new_database
+from tests.helpers.receiver import KEY, SAMPLES
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 NEW_KEY = "another-key-of-32-characters-...."[:32]

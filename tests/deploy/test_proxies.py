@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from receiver.protocol.signature import AuthType, sign
-from tests.authority import Authority
-from tests.support import KEY, SAMPLES, Process, free_port, running, wait_until
+from tests.helpers.authority import Authority
+from tests.helpers.receiver import KEY, SAMPLES, Process, free_port, running, wait_until
 
 SHIPPED = Path(__file__).parents[2] / "deploy/proxy"
 # In an order, and with an encoding, that tidy proxies would change.

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.faults.load import Receiver, ended
-from tests.support import SAMPLES, running
+from tests.helpers.load import Receiver, ended
+from tests.helpers.receiver import SAMPLES, running
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy/systemd/receiver.service"

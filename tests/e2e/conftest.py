@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import Process, running
+from tests.helpers.receiver import Process, running
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from receiver.storage.migration import REVISION
-from receiver.tools.setup import self_signed
-from tests.support import SAMPLES, refused, running, wait_until
+from receiver.database.migration import REVISION
+from receiver.tools.bootstrap import self_signed
+from tests.helpers.receiver import SAMPLES, refused, running, wait_until
 
 SAMPLE = SAMPLES["SHOOT_SCRIPT_SWITCH"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import SAMPLES, Process, running, wait_until
+from tests.helpers.receiver import SAMPLES, Process, running, wait_until
 
 SAMPLE = SAMPLES["REPLY_COMMAND_FINISH"]
 SLOW_CONNECTIONS = 2000

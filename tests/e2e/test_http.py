@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from receiver.protocol.signature import AuthType, sign
-from tests.support import KEY, SAMPLES, Process, running, wait_until
+from tests.helpers.receiver import KEY, SAMPLES, Process, running, wait_until
 
 ACCEPTED = b'{"status":"accepted"}'
 UNAUTHORIZED = b'{"error":"unauthorized"}'

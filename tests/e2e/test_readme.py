@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from receiver import settings
 from receiver.cli import main
 from receiver.metrics import REJECTIONS
 from receiver.protocol.events import Reason
-from tests.support import free_port, wait_until
+from receiver.settings import settings
+from tests.helpers.receiver import free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -13,7 +13,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from tests.support import SAMPLES, Process, running, wait_until
+from tests.helpers.receiver import SAMPLES, Process, running, wait_until
 
 SAMPLE = SAMPLES["SHOOT_SCRIPT_SWITCH"]
 _numbers = itertools.count()

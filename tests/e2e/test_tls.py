@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from tests.authority import Authority
-from tests.support import SAMPLES, Process, running, wait_until
+from tests.helpers.authority import Authority
+from tests.helpers.receiver import SAMPLES, Process, running, wait_until
 
 SAMPLE = SAMPLES["SHOOT_SCRIPT_SWITCH"]
 SUITES = ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.e2e.test_readme import ROOT
-from tests.support import free_port, wait_until
+from tests.helpers.receiver import free_port, wait_until
 
 
 def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:

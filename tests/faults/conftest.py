@@ -7,10 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.faults.oracle import Outcome
-from tests.postgres import database_url, own_postgresql, postgresql_server, postgresql_url
-
-__all__ = ["database_url", "own_postgresql", "postgresql_server", "postgresql_url"]
+from tests.helpers.outcome import Outcome
 
 
 @pytest.fixture

@@ -33,18 +33,18 @@ class Mutant(NamedTuple):
     changes: tuple[Change, ...]
 
 
-JOURNAL = "receiver/storage/journal.py"
-PROJECTOR = "receiver/storage/projector.py"
-ENGINE = "receiver/storage/engine.py"
-DATABASE = "receiver/storage/database.py"
+JOURNAL = "receiver/journal/journal.py"
+PROJECTOR = "receiver/projector/projector.py"
+ENGINE = "receiver/database/engine.py"
+DATABASE = "receiver/database/database.py"
 KILL, POWER, DISK, FLEET = (f"tests/faults/test_{name}.py" for name in ("kill", "power", "disk", "fleet"))
-ADMISSION, CONNECTIONS, SERVER, LISTENERS, CERTIFICATE = (
-    f"receiver/web/{name}.py" for name in ("admission", "connections", "server", "listeners", "certificate")
+LIMITER, CONNECTION, SERVER, SOCKETS, CERTIFICATE = (
+    f"receiver/server/{name}.py" for name in ("limiter", "connection", "server", "sockets", "certificate")
 )
-HOSTILE, UNTIL_THE_END = "tests/e2e/test_hostile.py", "tests/web/test_server.py"
-NO_CAPS = Change(ADMISSION, "        address = parse_address(host)\n        own", "        return True\n{old}")
+HOSTILE, UNTIL_THE_END = "tests/e2e/test_hostile.py", "tests/server/test_server.py"
+NO_CAPS = Change(LIMITER, "        address = parse_address(host)\n        own", "        return True\n{old}")
 NO_DEADLINES = Change(
-    CONNECTIONS, "        if self.is_open:\n            if not self.transport.get", "        return False\n{old}"
+    CONNECTION, "        if self.is_open:\n            if not self.transport.get", "        return False\n{old}"
 )
 
 MUTANTS = (
@@ -61,11 +61,11 @@ MUTANTS = (
     Mutant(
         "new connections are reset at the end",
         (UNTIL_THE_END,),
-        (Change(LISTENERS, "listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)", "pass"),),
+        (Change(SOCKETS, "listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)", "pass"),),
     ),
     Mutant(
         "a new certificate is not noticed",
-        ("tests/web/test_certificate.py",),
+        ("tests/server/test_certificate.py",),
         (Change(CERTIFICATE, "if self._state() != self._seen:", "if False:"),),
     ),
     Mutant(

@@ -17,12 +17,12 @@ from statistics import median
 import pytest
 from sqlalchemy import create_engine, text
 
+from receiver.database.database import Database
+from receiver.journal.journal import Journal
 from receiver.metrics import Metrics
-from receiver.storage.database import Database
-from receiver.storage.journal import Journal
 from receiver.tools.sender import load_bodies
-from tests.faults.oracle import Outcome
-from tests.support import Process, running, wait_until
+from tests.helpers.outcome import Outcome
+from tests.helpers.receiver import Process, running, wait_until
 
 MIB = 2**20
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from tests.faults.load import Load, Receiver, awaits_lock, ended, event_body, held, strace
-from tests.faults.oracle import Outcome, compare, drained
-from tests.support import wait_until
+from tests.helpers.load import Load, Receiver, awaits_lock, ended, event_body, held, strace
+from tests.helpers.outcome import Outcome, compare, drained
+from tests.helpers.receiver import wait_until
 
 Record = Callable[[Outcome], None]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, select
 
-from receiver.storage.schema import events, streams
-from tests.faults.load import Load, Receiver, ended, held, state_body
-from tests.faults.oracle import Outcome, compare, drained
+from receiver.database.schema import events, streams
+from tests.helpers.load import Load, Receiver, ended, held, state_body
+from tests.helpers.outcome import Outcome, compare, drained
 
 Record = Callable[[Outcome], None]
 URL = "https://receivers.example/callbacks/metastudio"  # the one that is registered, whoever takes the callback

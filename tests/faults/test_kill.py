@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.load import Load, Receiver, ended, held, strace
-from tests.faults.oracle import Outcome, compare
+from tests.helpers.load import Load, Receiver, ended, held, strace
+from tests.helpers.outcome import Outcome, compare
 
 Record = Callable[[Outcome], None]
 

@@ -24,12 +24,12 @@ import psycopg
 import pytest
 from sqlalchemy import URL, make_url
 
-from receiver.storage.database import Database
+from receiver.database.database import Database
 from receiver.tools.sender import body_of
-from tests.faults.oracle import Outcome
-from tests.faults.proxy import Cut, Proxy
-from tests.postgres import PrivatePostgreSQL, new_database
-from tests.support import KEY, Process, running, wait_until
+from tests.helpers.outcome import Outcome
+from tests.helpers.postgres import PrivatePostgreSQL, new_database
+from tests.helpers.proxy import Cut, Proxy
+from tests.helpers.receiver import KEY, Process, running, wait_until
 
 Record = Callable[[Outcome], None]
 End = Callable[[], object]  # ends an outage

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.load import Load, Receiver, ended
-from tests.faults.oracle import Outcome, compare
-from tests.support import wait_until
+from tests.helpers.load import Load, Receiver, ended
+from tests.helpers.outcome import Outcome, compare
+from tests.helpers.receiver import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from receiver.app import verifier
 from receiver.protocol.signature import FORMS, AuthType, sign
-from receiver.settings import EndpointSettings
+from receiver.settings.settings import EndpointSettings
 from receiver.tools.doctor import Captured, Diagnosis, describe_body, examine
 
 NOW = 1_725_928_200.0
@@ -20,7 +19,7 @@ NONE = EndpointSettings("open", "https://live.example.com/s3cr3t-0123456789?toke
 
 
 def diagnose(*endpoints: EndpointSettings, captured: Captured, now: float = NOW) -> Diagnosis:
-    return examine(endpoints, verifier, captured, now)
+    return examine(endpoints, captured, now)
 
 
 def capture(url: str = URL, *, key: str = ENDPOINT.key, form: str = "host-sorted-hex", at: float = NOW) -> Captured:

@@ -10,7 +10,7 @@ from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import Metrics
 from receiver.protocol.signature import AuthType, Verifier, sign
 from receiver.web.callbacks import Allowance, Callbacks, Endpoint
-from tests.support import KEY, SAMPLES
+from tests.helpers.receiver import KEY, SAMPLES
 
 URL = "https://localhost/callbacks"
 BODY = SAMPLES["REPLY_COMMAND_FINISH"]

@@ -5,10 +5,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import URL
 
-from tests.deploy.monitoring.stack import Stack, stack
-from tests.postgres import own_postgresql, postgresql_server
-
-__all__ = ["own_postgresql", "postgresql_server"]
+from tests.helpers.stack import Stack, stack
 
 
 @pytest.fixture(scope="session")

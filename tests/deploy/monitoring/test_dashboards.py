@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.monitoring.grafana import DASHBOARDS, FOLDER, PROMETHEUS, panels, queries
-from tests.deploy.monitoring.prometheus import FOLDER as RULES
-from tests.deploy.monitoring.prometheus import names_in
-from tests.deploy.monitoring.stack import Stack
+from tests.helpers.grafana import DASHBOARDS, FOLDER, PROMETHEUS, panels, queries
+from tests.helpers.prometheus import FOLDER as RULES
+from tests.helpers.prometheus import names_in
+from tests.helpers.stack import Stack
 
 PROVISIONED = (FOLDER / "provisioning/datasources/metastudio.yaml").read_text()
 README = (FOLDER.parents[1] / "README.md").read_text()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from receiver.metrics import DROPS, LISTENERS
-from tests.deploy.monitoring.grafana import PROMETHEUS, expand_promql, queries
-from tests.deploy.monitoring.stack import Stack
+from tests.helpers.grafana import PROMETHEUS, expand_promql, queries
+from tests.helpers.stack import Stack
 
 JOB = "metastudio-receiver"
 PROMQL = {(query.dashboard, query.name): query for query in queries() if query.data_source == PROMETHEUS}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.monitoring.prometheus import FOLDER, QueryError, names_in
-from tests.deploy.monitoring.stack import ACCEPTED, REJECTED, Stack
+from tests.helpers.prometheus import FOLDER, QueryError, names_in
+from tests.helpers.stack import ACCEPTED, REJECTED, Stack
 
 CASES = sorted(Path(__file__).parent.glob("*_test.yml"))
 ALERTS = re.findall(r"- alert: (\w+)", (FOLDER / "alerts.yml").read_text())

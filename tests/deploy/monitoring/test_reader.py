@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import ProgrammingError
 
-from tests.deploy.monitoring.stack import UP, Stack, add_reader
+from tests.helpers.stack import UP, Stack, add_reader
 
 VIEWS = (
     "live_jobs",

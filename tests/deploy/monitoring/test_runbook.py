@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from receiver.cli import main
 from receiver.metrics import REJECTIONS
-from tests.deploy.monitoring.prometheus import FOLDER, names_in
-from tests.deploy.monitoring.stack import DOWN, Stack
+from tests.helpers.prometheus import FOLDER, names_in
+from tests.helpers.stack import DOWN, Stack
 
 RUNBOOK = (Path(__file__).parents[3] / "deploy/RUNBOOK.md").read_text()
 HEADINGS = re.findall(r"^## (.+)$", RUNBOOK, flags=re.MULTILINE)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.monitoring.grafana import POSTGRESQL, Query, Selection, expand_sql, queries
-from tests.deploy.monitoring.stack import DOWN, STORED, UP, Stack
+from tests.helpers.grafana import POSTGRESQL, Query, Selection, expand_sql, queries
+from tests.helpers.stack import DOWN, STORED, UP, Stack
 
 SQL = {query.name: query for query in queries() if query.data_source == POSTGRESQL}
 OUTAGE = pytest.approx(16.8, abs=1.01)  # of the simulated livestream; callbacks are signed in whole seconds

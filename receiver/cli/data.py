@@ -1,0 +1,183 @@
+"""Commands for what is stored."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from sqlalchemy import make_url
+
+from receiver.cli.export import as_csv, as_json
+from receiver.cli.options import config_option, open_database, open_url
+from receiver.cli.terminal import printable
+from receiver.cli.timeline import draw_job, draw_jobs
+from receiver.database import quarantine as quarantined
+from receiver.database.copy import copy
+from receiver.database.history import TIMELINE, UnknownJobError, find_job, job_history, latest_jobs
+from receiver.database.insert import Row
+from receiver.database.schema import live_jobs
+from receiver.settings.settings import load
+from receiver.settings.values import SettingsError
+
+_NO_TERMINAL = 10_000  # columns
+
+
+def _read_age(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, timedelta]:
+    match = re.fullmatch(r"([0-9]{1,5})([dh])", value)
+    if match is None:
+        raise click.BadParameter("is not a number of days or hours, such as 90d or 12h")
+    return value, timedelta(**{{"d": "days", "h": "hours"}[match[2]]: int(match[1])})
+
+
+def _read_source(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        load(None, {"RECEIVER_CONFIG": os.devnull, "RECEIVER_KEY": "checked", "RECEIVER_DATABASE_URL": value or "-"})
+    except SettingsError as error:
+        raise click.BadParameter(str(error).removeprefix("database_url: ")) from error
+    url = make_url(value)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        raise click.BadParameter(f"{url.database} is no file")
+    return value
+
+
+def _read_since(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,5})([dhm])", value)
+    try:
+        if match is not None:
+            unit = {"d": "days", "h": "hours", "m": "minutes"}[match[2]]
+            return datetime.now(UTC) - timedelta(**{unit: int(match[1])})
+        time = datetime.fromisoformat(value)
+        return (time.replace(tzinfo=UTC) if time.tzinfo is None else time).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter("is neither an age, such as 12h, 7d or 30m, nor a time, such as 2026-03-01") from None
+
+
+@click.command()
+@config_option
+@click.argument("job", default="")
+@click.option("--room", default="", help="Only jobs of this room.")
+@click.option("--since", callback=_read_since, help="An age, such as 12h or 7d, or a time in UTC, such as 2026-03-01.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@click.option("--csv", "csv_", is_flag=True, help="Print CSV. A text that begins like a formula gets a ' before it.")
+def history(job: str, room: str, since: datetime | None, *, json_: bool, csv_: bool) -> None:
+    """Show the latest jobs, or all that happened in one JOB.
+
+    The beginning of an id is enough. Without --since it is the 20 latest jobs, or the whole of the one. All times
+    are UTC.
+    """
+    if json_ and csv_:
+        raise click.UsageError("--json or --csv, not both")
+    database = open_database()
+    with database.reading() as connection:
+        if not job:
+            jobs = latest_jobs(connection, room=room, since=since)
+            _print_jobs(jobs, json_=json_, csv_=csv_)
+            return
+        try:
+            found = job_history(connection, find_job(connection, job, room=room), since=since)
+        except UnknownJobError as error:
+            raise click.ClickException(printable(error)) from error
+    if json_:
+        click.echo(as_json(found._asdict()))
+    elif csv_:
+        click.echo(as_csv(TIMELINE, found.timeline), nl=False)
+    else:
+        draw_job(_console(), found.live_job, found.stream_sessions, found.timeline, datetime.now(UTC))
+
+
+@click.command()
+@config_option
+@click.option("--older-than", "age", required=True, callback=_read_age, help="Such as 90d or 12h.")
+@click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
+def prune(age: tuple[str, timedelta], *, dry_run: bool) -> None:
+    """Delete old events, quarantined deliveries and ended streams, in batches.
+
+    Safe beside a running receiver.
+    """
+    database = open_database()
+    before = datetime.now(UTC) - age[1]
+    doomed = database.count_older(before)
+    deleted = Counter(doomed if dry_run else {})
+    if not dry_run:
+        with Progress(transient=True, console=Console(stderr=True)) as progress:
+            bar = progress.add_task("Deleting", total=sum(doomed.values()))
+            for table, count in database.prune(before):
+                deleted[table] += count
+                progress.advance(bar, count)
+    counts = f"{deleted['events']} events, {deleted['quarantine']} quarantined, {deleted['streams']} streams"
+    click.echo(f"{'Would delete' if dry_run else 'Deleted'} {counts} older than {age[0]}.")
+
+
+@click.command("copy")
+@config_option
+@click.option(
+    "--from", "source_url", required=True, callback=_read_source, help="Its database_url, such as sqlite:///PATH"
+)
+def copy_database(source_url: str) -> None:
+    """Copy all events, quarantine and streams of another database into this one.
+
+    Stores what is not there yet, so that it can be broken off and done again. Safe beside running receivers.
+    """
+    target, source = open_database(), open_url(source_url)
+    source.check_schema()
+    events = quarantined = 0
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("Copying", total=sum(source.sizes().values()))
+        for copied in copy(source, target):
+            events += copied.events
+            quarantined += copied.quarantined
+            progress.advance(bar, copied.rows)
+    click.echo(f"Copied {events} events and {quarantined} quarantined that were not there yet.")
+
+
+@click.group()
+def quarantine() -> None:
+    """Look at, and try again, what came authentic and was not understood."""
+
+
+@quarantine.command("list")
+@config_option
+@click.option("--limit", default=50, show_default=True)
+@click.option("--reason", help="Only those of this reason.")
+def list_quarantine(limit: int, reason: str | None) -> None:
+    """List the quarantine, the oldest first. The exact bytes are in the table's column `body`."""
+    table = Table("id", "received (UTC)", "endpoint", "reason", "bytes", box=None)
+    for row in open_database().quarantined(limit=limit, reason=reason):
+        received = f"{row['received_at']:%Y-%m-%d %H:%M:%S}"
+        table.add_row(str(row["id"]), received, row["endpoint"], row["reason"], str(len(row["body"])))
+    Console().print(table if table.row_count else "The quarantine is empty.")
+
+
+@quarantine.command()
+@config_option
+@click.option("--stale", is_flag=True, help="Also those signed too long ago, if it was our clock that was wrong.")
+def retry(*, stale: bool) -> None:
+    """Read the quarantine again, and move to the events what this version understands."""
+    retried = quarantined.retry(open_database(), stale=stale)
+    click.echo(f"{retried.moved} moved to the events, {retried.left} left in the quarantine.")
+
+
+def _print_jobs(jobs: list[Row], *, json_: bool, csv_: bool) -> None:
+    if json_:
+        click.echo(as_json(jobs))
+    elif csv_:
+        click.echo(as_csv(live_jobs.c.keys(), jobs), nl=False)
+    elif jobs:
+        draw_jobs(_console(), jobs)
+    else:
+        click.echo("There are no such jobs.")
+
+
+def _console() -> Console:
+    """The terminal; where it is none, one so wide that nothing is cut off."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_NO_TERMINAL)

@@ -1,0 +1,158 @@
+"""Draws the history for people: at 80 columns, aligned in Chinese too, and safe whatever a title holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from receiver.cli.terminal import printable
+from receiver.protocol.events import EventType, StreamState
+
+_SHORT_ID = 10  # characters of an id, on a terminal: enough to ask for it
+_LONGEST = 200  # characters that a line takes on a terminal
+_BAR = 60  # characters
+_ALL = 0.999  # of a character's time
+_LONG = 1000  # hours
+_COLOURS = {StreamState.CONNECTED: "green", StreamState.CONNECTING: "yellow", StreamState.END: "dim"}
+_NOT_CONNECTED = "red"
+
+_Row = dict[str, Any]
+
+
+def draw_jobs(console: Console, jobs: Sequence[_Row]) -> None:
+    """Print rows of `live_jobs`, a line each; whole ids where it is no terminal."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("job", no_wrap=True)
+    table.add_column("room", no_wrap=True)
+    longest = max(map(len, StreamState)) if console.is_terminal else None
+    table.add_column("state", no_wrap=True, overflow="ellipsis", max_width=longest)
+    table.add_column("since (UTC)", no_wrap=True)
+    for name in ("connected", "rec.", "par.", "rep."):
+        table.add_column(name, no_wrap=True, justify="right")
+    for row in jobs:
+        since = row["state_since"] or row["last_event_at"]
+        table.add_row(
+            *(_id(row[name], whole=not console.is_terminal) for name in ("job_id", "room_id")),
+            _state(row["state"]),
+            _time(since),
+            _duration(row["connected_seconds"]),
+            *(str(row[name]) for name in ("reconnects", "paragraphs", "replies")),
+        )
+    console.print(table)
+    console.print(Text("rec.: reconnects, par.: paragraphs, rep.: replies", style="dim"))
+
+
+def draw_job(console: Console, job: _Row, sessions: Sequence[_Row], timeline: Sequence[_Row], now: datetime) -> None:
+    """Print one job: its row of `live_jobs`, totals of its sessions, a bar of these, and its timeline."""
+    for name, value in _totals(job, sessions, now):
+        console.print(Text.assemble((f"{name:<8}", "bold"), value), soft_wrap=True)
+    bar = _bar(sessions, job["first_event_at"], job["last_event_at"])
+    if bar is not None:
+        console.print(bar, soft_wrap=True)
+    console.print()
+    if not console.is_terminal:
+        for at, duration, what in _lines(timeline, job, now):
+            console.print(Text.assemble(_time(at), f"  {duration:>9}  ", what), soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right", style="dim")
+    table.add_column(overflow="fold")
+    for at, duration, what in _lines(timeline, job, now):
+        what.truncate(_LONGEST, overflow="ellipsis")
+        table.add_row(f"{at:%m-%d %H:%M:%S}", duration, what)
+    console.print(table)
+
+
+def _totals(job: _Row, sessions: Sequence[_Row], now: datetime) -> Iterator[tuple[str, Text | str]]:
+    yield "job", printable(job["job_id"])
+    yield "room", printable(job["room_id"] or "-")
+    state = _state(job["state"])
+    if job["state"] is not None:
+        ago = f", {_duration(_since(job['state_since'], now))} ago" if job["state"] != StreamState.END else ""
+        state.append(f" since {_time(job['state_since'])} UTC{ago}", style="default")
+    yield "state", state
+    first, last = job["first_event_at"], job["last_event_at"]
+    length = _duration((last - first).total_seconds())
+    yield "events", f"{job['events']} in {length}, {_time(first)} to {_time(last)}"
+    gaps = [(after["connected_at"] - before["disconnected_at"]).total_seconds() for before, after in pairwise(sessions)]
+    down = f"; down {_duration(sum(gaps))}, at most {_duration(max(gaps))} at once" if any(gaps) else ""
+    yield "stream", f"connected {_duration(job['connected_seconds'])}; reconnects {job['reconnects']}{down}"
+    yield "script", f"paragraphs {job['paragraphs']}; replies {job['replies']}"
+
+
+def _bar(sessions: Sequence[_Row], first: datetime, last: datetime) -> Text | None:
+    """The time from the first event to the last one: `=` connected, `-` for a part of it, `.` not at all."""
+    step = (last - first) / _BAR
+    if step <= timedelta(0):
+        return None
+    bar = Text("        ")
+    for number in range(_BAR):
+        begin, end = first + number * step, first + (number + 1) * step
+        parts = (min(one["disconnected_at"] or last, end) - max(one["connected_at"], begin) for one in sessions)
+        share = sum((max(part, timedelta(0)) for part in parts), timedelta(0)) / step
+        bar.append(
+            *(("=", "green") if share > _ALL else (".", _NOT_CONNECTED) if share < 1 - _ALL else ("-", "yellow"))
+        )
+    return bar
+
+
+def _lines(timeline: Sequence[_Row], job: _Row, now: datetime) -> Iterator[tuple[datetime, str, Text]]:
+    """Time, duration and text of each line. What was played hangs on the state: `|` connected, `:` not."""
+    rail, style, url = ":", _NOT_CONNECTED, None
+    for row in timeline:
+        if row["event_type"] == EventType.RTMP_STREAM_STATE_CHANGE:
+            rail, style = ("|", "green") if row["state"] == StreamState.CONNECTED else (":", _NOT_CONNECTED)
+            text = _state(row["state"])
+            if row["output_url"] not in (None, url):
+                url = row["output_url"]
+                text.append(f" {printable(url)}", style="default")
+        else:
+            text = Text.assemble((f"  {rail} ", style), printable(_played(row)))
+        yield row["at"], _lasted(row, job, now), text
+
+
+def _lasted(row: _Row, job: _Row, now: datetime) -> str:
+    if row["event_type"] == EventType.REPLY_COMMAND_FINISH:
+        return ""
+    if row["ended_at"] is not None:
+        return _duration(row["duration_seconds"])
+    return "" if job["state"] == StreamState.END else f"{_duration(_since(row['at'], now))}+"
+
+
+def _played(row: _Row) -> str:
+    if row["event_type"] == EventType.REPLY_COMMAND_FINISH:
+        return f"reply {row['reply_id'] or ''}"
+    paragraph = (row["shoot_script_sequence_no"], row["shoot_script_title"])
+    parts = (row["scene_script_name"], " ".join(str(one) for one in paragraph if one is not None))
+    return " · ".join(filter(None, parts)) or "a paragraph"
+
+
+def _id(value: str | None, *, whole: bool) -> Text:
+    return Text(printable((value or "-") if whole else (value or "-")[:_SHORT_ID]))
+
+
+def _state(state: str | None) -> Text:
+    return Text(printable(state or "-"), style=_COLOURS.get(state, _NOT_CONNECTED) if state else "dim")  # type: ignore[call-overload]
+
+
+def _time(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S}"
+
+
+def _since(time: datetime, now: datetime) -> float:
+    return max((now - time).total_seconds(), 0)
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours >= _LONG:
+        return "{}d {}h".format(*divmod(hours, 24))
+    return f"{hours}:{minute:02}:{second:02}"

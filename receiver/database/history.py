@@ -1,0 +1,136 @@
+"""What happened: the latest jobs, and all of one job, read from the views over a connection that only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import zip_longest
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Select, TableClause, func, select, true
+
+from receiver.database.insert import Row
+from receiver.database.schema import (
+    jobs,
+    live_jobs,
+    reply_command_finish,
+    rtmp_stream_state_change,
+    script_timeline,
+    stream_sessions,
+)
+from receiver.protocol.events import EventType
+
+LATEST = 20
+TIMELINE = (
+    "at",
+    "ended_at",
+    "duration_seconds",
+    "event_type",
+    "state",
+    "output_url",
+    "scene_script_name",
+    "shoot_script_sequence_no",
+    "shoot_script_title",
+    "reply_id",
+)
+_CANDIDATES = 10  # that an error names
+_IDS_A_QUERY = 500  # far below the number of parameters that a database takes
+
+
+class UnknownJobError(Exception):
+    """No job, or more than one, is meant. The message names those that could be, as they came: it is not escaped."""
+
+
+class JobHistory(NamedTuple):
+    """One job: its row of `live_jobs`, its rows of `stream_sessions`, and all that happened, in order of time.
+
+    A row of the timeline has the columns of `TIMELINE`: a state lasts until the next one, a paragraph as in
+    `script_timeline`; a reply takes no time.
+    """
+
+    live_job: Row
+    stream_sessions: list[Row]
+    timeline: list[Row]
+
+
+def latest_jobs(connection: Connection, *, room: str = "", since: datetime | None = None) -> list[Row]:
+    """Rows of `live_jobs`, the latest event first: all with an event since then, or else the 20 latest.
+
+    `room` is what the room's id begins with.
+    """
+    query = select(jobs.c.job_id).where(_begins(jobs.c.room_id, room)).order_by(jobs.c.sent_until.desc())
+    query = query.limit(LATEST) if since is None else query.where(jobs.c.sent_until >= since)
+    ids = connection.scalars(query).all()
+    rows = [
+        row
+        for first in range(0, len(ids), _IDS_A_QUERY)
+        for row in _rows(connection, select(live_jobs).where(live_jobs.c.job_id.in_(ids[first : first + _IDS_A_QUERY])))
+        if since is None or row["last_event_at"] >= since
+    ]
+    return sorted(rows, key=lambda row: (row["last_event_at"], row["job_id"]), reverse=True)
+
+
+def find_job(connection: Connection, prefix: str, *, room: str = "") -> str:
+    """The id of the one job whose id begins so; raises `UnknownJobError` where there is none, or more than one."""
+    in_room = _begins(jobs.c.room_id, room)
+    if connection.scalar(select(jobs.c.job_id).where(jobs.c.job_id == prefix, in_room)) is not None:
+        return prefix
+    query = select(jobs.c.job_id).where(_begins(jobs.c.job_id, prefix), in_room)
+    found: Sequence[str] = connection.scalars(query.order_by(jobs.c.first_sent_at.desc()).limit(_CANDIDATES + 1)).all()
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UnknownJobError(f"no job begins with {prefix}" + (f" in a room that begins with {room}" if room else ""))
+    more = " and more" if len(found) > _CANDIDATES else ""
+    raise UnknownJobError(f"several jobs begin with {prefix}: {', '.join(found[:_CANDIDATES])}{more}")
+
+
+def job_history(connection: Connection, job_id: str, *, since: datetime | None = None) -> JobHistory:
+    """All that is there of a job; with `since`, of its timeline only what was not over by then.
+
+    Raises `UnknownJobError` where nothing is there.
+    """
+
+    def rows(view: TableClause, began: str, then: str) -> list[Row]:
+        ordered = select(view).where(view.c.job_id == job_id).order_by(view.c[began], view.c[then].nulls_last())
+        return _rows(connection, ordered)
+
+    found = _rows(connection, select(live_jobs).where(live_jobs.c.job_id == job_id))
+    if not found:  # it was pruned a moment ago
+        raise UnknownJobError(f"nothing is left of job {job_id}")
+    timeline = [
+        *_states(rows(rtmp_stream_state_change, "sent_at", "received_at")),
+        *(
+            _moment(EventType.SHOOT_SCRIPT_SWITCH, row["started_at"], row["ended_at"], row)
+            for row in rows(script_timeline, "started_at", "ended_at")
+        ),
+        *(
+            _moment(EventType.REPLY_COMMAND_FINISH, row["sent_at"], row["sent_at"], row)
+            for row in rows(reply_command_finish, "sent_at", "received_at")
+        ),
+    ]
+    shown = [row for row in timeline if since is None or row["ended_at"] is None or row["ended_at"] >= since]
+    sessions = rows(stream_sessions, "connected_at", "disconnected_at")
+    # In one second: the state, then what was played in it.
+    return JobHistory(found[0], sessions, sorted(shown, key=lambda row: row["at"]))
+
+
+def _states(changes: list[Row]) -> Iterator[Row]:
+    ends = [row["sent_at"] for row in changes[1:]]
+    for row, end in zip_longest(changes, ends):
+        yield _moment(EventType.RTMP_STREAM_STATE_CHANGE, row["sent_at"], end, row)
+
+
+def _moment(event_type: EventType, at: datetime, ended_at: datetime | None, row: Row) -> Row:
+    seconds = None if ended_at is None else (ended_at - at).total_seconds()
+    moment = row | {"at": at, "ended_at": ended_at, "duration_seconds": seconds, "event_type": str(event_type)}
+    return {name: moment.get(name) for name in TIMELINE}
+
+
+def _begins(column: ColumnElement[str | None], prefix: str) -> ColumnElement[bool]:
+    # Not LIKE: an id may hold its wildcards, and SQLite's takes no notice of case.
+    return func.substr(column, 1, len(prefix)) == prefix if prefix else true()
+
+
+def _rows(connection: Connection, query: Select[tuple[object, ...]]) -> list[Row]:
+    return [dict(row) for row in connection.execute(query).mappings()]

@@ -1,0 +1,1 @@
+"""The write-ahead journal: a local SQLite file that holds each delivery from before its 200 until it is stored."""

@@ -1,0 +1,98 @@
+"""The TLS certificate: what is offered with it, and how it is exchanged while connections go on."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from pathlib import Path
+
+from cryptography import x509
+
+from receiver.metrics import Metrics
+from receiver.server.sockets import ListenError
+
+logger = logging.getLogger(__name__)
+
+# Mozilla's "intermediate" without the slow DHE. TLS 1.3 has no others than good ones.
+_TLS_1_2 = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
+
+
+# By OpenSSL's reason; it has none for what holds nothing that it looks for.
+_PROBLEMS = {"KEY_VALUES_MISMATCH": "do not belong together", None: "are not in PEM format"}
+
+
+class Certificate:
+    """A pair of PEM files. `context` is for new connections; those that are open keep theirs."""
+
+    def __init__(self, certificate: Path, key: Path, metrics: Metrics) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._expiry = metrics.certificate_expiry_timestamp_seconds
+        self._seen = self._state()
+        self.context = self._load()
+
+    def reload_if_changed(self) -> None:
+        """`reload`, if the files are not those of the last time."""
+        if self._state() != self._seen:
+            self.reload()
+
+    def reload(self) -> None:
+        """Use what the files hold now; where that is no good pair, go on with the old one and say so once."""
+        self._seen = self._state()
+        try:
+            self.context = self._load()
+        except ListenError as error:
+            details = {"problem": str(error)}
+            logger.error("certificate not reloaded, the old one stays", extra=details)  # noqa: TRY400 (in one line)
+        else:
+            logger.info("certificate reloaded", extra={"certificate": str(self._certificate)})
+
+    def _load(self) -> ssl.SSLContext:
+        try:
+            context = tls_context(self._certificate, self._key)
+            # The first one in the file is the server's own, others are its chain.
+            own = x509.load_pem_x509_certificates(self._certificate.read_bytes())[0]
+        except (OSError, ValueError) as error:  # as it is while somebody exchanges the files
+            raise ListenError(f"tls_certificate: {self._certificate} cannot be used: {error}") from error
+        self._expiry.set(own.not_valid_after_utc.timestamp())
+        return context
+
+    def _state(self) -> list[tuple[int, int, int] | None]:
+        """What changes when the files do. A link to other files, as Kubernetes exchanges them, counts too."""
+        return [_file_state(path) for path in (self._certificate, self._key)]
+
+
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.2 or later, only ECDHE and AEAD, with `certificate` (PEM, the chain included) and its `key`."""
+    for setting, path in (("tls_certificate", certificate), ("tls_key", key)):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise ListenError(f"{setting}: {path}: {error.strerror}: name a PEM file that can be read") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_TLS_1_2)
+    context.set_ecdh_curve("prime256v1")  # every client has it, and Python could only name one
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+
+    def refuse_to_ask() -> str:
+        raise ListenError(f"tls_key: {key} is encrypted: store it without a passphrase, readable by the receiver alone")
+
+    try:
+        context.load_cert_chain(certificate, key, password=refuse_to_ask)
+    except ssl.SSLError as error:
+        problem = _PROBLEMS.get(error.reason, f"cannot be used ({error.reason})")
+        raise ListenError(
+            f"tls_key: {key} and tls_certificate {certificate} {problem}: set the certificate, then its chain, and the"
+            " private key that it was made for"
+        ) from error
+    return context
+
+
+def _file_state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,1 +1,0 @@
-"""What is kept: the journal (before the answer), the database (for people), and the way from one to the other."""

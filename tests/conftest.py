@@ -1,0 +1,58 @@
+"""Fixtures for all tests: databases of each kind that is supported."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, make_url
+
+from receiver.database.database import Database
+from tests.helpers.postgres import PostgreSQL, new_database
+
+
+@pytest.fixture(scope="session")
+def own_postgresql() -> Iterator[PostgreSQL]:
+    """A running server of the tests' own: who stops it starts it again."""
+    # Not in pytest's folder: only its owner may enter that, and a socket's path has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
+        server = PostgreSQL(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(request: pytest.FixtureRequest) -> URL:
+    """Where a PostgreSQL runs on which databases can be created."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    own: URL = make_url(given) if given else request.getfixturevalue("own_postgresql").url
+    return own
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: URL) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database of the test's own."""
+    with new_database(postgresql_server) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind that is supported."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/receiver.db"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A migrated database."""
+    opened = Database(database_url)
+    opened.migrate()
+    yield opened
+    opened.close()

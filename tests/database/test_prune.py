@@ -1,0 +1,290 @@
+"""`receiver prune`: what is old goes, batch by batch, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import Table, create_engine, func, select, text
+
+from receiver.cli import main
+from receiver.database.database import Database
+from receiver.database.rows import quarantine_row, to_row
+from receiver.database.schema import events, jobs, quarantine, streams
+from receiver.delivery import Delivery
+from tests.helpers.load import Load, Receiver, ended
+from tests.helpers.outcome import compare
+from tests.helpers.receiver import KEY
+
+DAY = timedelta(days=1)
+MOMENT = timedelta(microseconds=1)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a migrated database, of each kind that is supported."""
+    url: str = f"sqlite:///{tmp_path}/receiver.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+    with closing(Database(url)) as database:
+        database.migrate()
+    return url
+
+
+def delivery(sent_at: datetime, number: int = 0, **message: Any) -> Delivery:
+    event_type = "RTMP_STREAM_STATE_CHANGE" if "state" in message else "REPLY_COMMAND_FINISH"
+    body = json.dumps({"event_type": event_type, "message": json.dumps({"job_id": f"job {number}"} | message)})
+    return Delivery("default", sent_at.timestamp() + 0.5, sent_at.timestamp(), b"%d" % number, body.encode())
+
+
+def put(url: str, events_at: Sequence[datetime] = (), quarantined_at: Sequence[datetime] = ()) -> None:
+    """Store a row for each of these times."""
+    # The times as they are given: POSIX seconds cannot hold each microsecond.
+    event_rows = [to_row(delivery(at, number)) | {"sent_at": at} for number, at in enumerate(events_at)]
+    others = [quarantine_row(delivery(at, n), "not_json") | {"sent_at": at} for n, at in enumerate(quarantined_at)]
+    with closing(Database(url)) as database:
+        database.store(event_rows, others)
+
+
+def put_streams(url: str, *states: tuple[str, datetime, str]) -> None:
+    """Store the states of jobs, each as (job, time, state)."""
+    rows = [to_row(delivery(at, state=state, job_id=job)) for job, at, state in states]
+    with closing(Database(url)) as database:
+        database.store(rows, [])
+
+
+def column(url: str, table: Table, name: str) -> list[Any]:
+    """All values of a column, in order."""
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            return list(connection.scalars(select(table.c[name]).order_by(table.c[name])))
+    finally:
+        engine.dispose()
+
+
+def counts(url: str) -> list[int]:
+    """How many rows there are of events, quarantine and streams."""
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            tables = (events, quarantine, streams)
+            return [connection.scalar(select(func.count()).select_from(table)) or 0 for table in tables]
+    finally:
+        engine.dispose()
+
+
+def prune(url: str, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["prune", *arguments], env={"RECEIVER_DATABASE_URL": url, "RECEIVER_KEY": KEY})
+
+
+def pruned(url: str, *arguments: str) -> str:
+    """The last line that it prints when it is done."""
+    result = prune(url, *arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "age", ["", "90", "d", "90 d", " 90d", "90d\n", "-1d", "+1d", "1.5d", "1w", "90D", "٩d", "1d2h"]
+)
+def test_wrong_age(tmp_path: Path, age: str) -> None:
+    """What is not a number of days or hours is a wrong usage that names the option, and no database is made."""
+    result = prune(f"sqlite:///{tmp_path}/receiver.db", f"--older-than={age}")
+    assert result.exit_code == 2
+    assert "--older-than" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_age_is_asked_for(tmp_path: Path) -> None:
+    """There is no default age: without one nothing is deleted."""
+    result = prune(f"sqlite:///{tmp_path}/receiver.db")
+    assert result.exit_code == 2
+    assert "--older-than" in result.output
+
+
+def test_exact_boundary(database_url: str) -> None:
+    """What was sent at the time itself, or a microsecond later, is kept; a microsecond earlier, it is deleted."""
+    before = datetime(2024, 9, 11, tzinfo=UTC)
+    times = [before - DAY, before - MOMENT, before, before + MOMENT, before + DAY]
+    put(database_url, times, times)
+    with closing(Database(database_url)) as database:
+        assert database.count_older(before) == {"events": 2, "quarantine": 2, "streams": 0}
+        for _ in database.prune(before):
+            pass
+        assert database.count_older(before) == {"events": 0, "quarantine": 0, "streams": 0}
+    assert column(database_url, events, "sent_at") == column(database_url, quarantine, "sent_at") == times[2:]
+
+
+@pytest.mark.parametrize(("age", "seconds"), [("90d", 90 * 86400), ("12h", 12 * 3600)])
+def test_age_is_counted_from_now(database_url: str, age: str, seconds: int) -> None:
+    """The boundary is the moment of the call minus the age, to the same moment for all rows."""
+    began = datetime.now(UTC) - timedelta(seconds=seconds)
+    times = [began + number * timedelta(milliseconds=10) for number in range(-200, 400)]
+    put(database_url, times, times)
+    line = pruned(database_url, "--older-than", age)
+    ended_at = datetime.now(UTC) - timedelta(seconds=seconds)
+    kept = column(database_url, events, "sent_at")
+    assert kept == times[600 - len(kept) :] == column(database_url, quarantine, "sent_at")
+    assert {time for time in times if time >= ended_at} <= set(kept) <= {time for time in times if time >= began}
+    assert line == f"Deleted {600 - len(kept)} events, {600 - len(kept)} quarantined, 0 streams older than {age}."
+
+
+def test_streams(database_url: str) -> None:
+    """Of the streams only those go that ended before the time; what is under way stays, however old."""
+    now = datetime.now(UTC)
+    states = [
+        ("ended long ago", now - 91 * DAY, "END"),
+        ("ended", now - 89 * DAY, "END"),
+        ("lost long ago", now - 91 * DAY, "DISCONNECTED"),
+        ("runs since long ago", now - 91 * DAY, "CONNECTED"),
+        ("unknown", now - 91 * DAY, "ENDED_ODDLY"),
+        ("runs", now, "CONNECTED"),
+    ]
+    put_streams(database_url, *states, ("ran for long", now - 100 * DAY, "CONNECTED"), ("ran for long", now, "END"))
+    line = pruned(database_url, "--older-than=90d")
+    assert line == "Deleted 5 events, 0 quarantined, 1 streams older than 90d."
+    left = {job for job, *_ in states[1:]} | {"ran for long"}
+    assert set(column(database_url, streams, "job_id")) == left
+
+
+def test_many_rows(database_url: str) -> None:
+    """Many batches' worth is deleted to the last row, though thousands of rows share one time, and nothing younger."""
+    now = datetime.now(UTC)
+    old = [now - 91 * DAY + number * timedelta(seconds=1) for number in range(3500)]
+    old[1700:1700] = [old[1700]] * 4500  # begins in a batch, and is longer than several
+    young = [now - 89 * DAY] * 2500
+    put(database_url, old + young, old[1000:6000] + young)
+    assert (
+        pruned(database_url, "--older-than=90d") == "Deleted 8000 events, 5000 quarantined, 0 streams older than 90d."
+    )
+    assert counts(database_url) == [2500, 2500, 0]
+    assert column(database_url, events, "sent_at") == young == column(database_url, quarantine, "sent_at")
+    assert pruned(database_url, "--older-than=90d") == "Deleted 0 events, 0 quarantined, 0 streams older than 90d."
+
+
+def test_each_batch_is_a_transaction(database_url: str) -> None:
+    """A batch is committed before the next begins: others get their turn, and what is done stays done."""
+    before = datetime(2024, 9, 11, tzinfo=UTC)
+    put(database_url, [before - number * timedelta(seconds=1) for number in range(1, 5001)])
+    left, batches = 5000, 0
+    with closing(Database(database_url)) as database, closing(Database(database_url)) as other:
+        for table, count in database.prune(before):
+            if table == "events":
+                left -= count
+                batches += 1
+                # Another writes and reads in between.
+                put(database_url, [before + batches * DAY])
+                assert other.count_older(before)["events"] == left
+    assert left == 0
+    assert batches >= 5
+    assert counts(database_url) == [batches, 0, 0]
+
+
+def test_dry_run(database_url: str) -> None:
+    """A dry run deletes nothing, and says what then is deleted."""
+    now = datetime.now(UTC)
+    put(database_url, [now - 2 * DAY] * 1500 + [now] * 2, [now - 3 * DAY] * 3 + [now] * 4)
+    put_streams(database_url, ("old", now - 2 * DAY, "END"), ("young", now, "END"))
+    before = counts(database_url)
+    for _ in range(2):
+        line = pruned(database_url, "--older-than", "1d", "--dry-run")
+        assert line == "Would delete 1501 events, 3 quarantined, 1 streams older than 1d."
+    assert counts(database_url) == before
+    line = pruned(database_url, "--older-than", "1d")
+    assert line == "Deleted 1501 events, 3 quarantined, 1 streams older than 1d."
+    assert counts(database_url) == [3, 4, 1]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]], ids=str)
+def test_nothing_to_do(database_url: str, arguments: list[str]) -> None:
+    """An empty database, and one where all is young, are left alone; that is no failure."""
+    verb = "Would delete" if arguments else "Deleted"
+    for _ in range(2):
+        line = pruned(database_url, "--older-than=12h", *arguments)
+        assert line == f"{verb} 0 events, 0 quarantined, 0 streams older than 12h."
+        put(database_url, [datetime.now(UTC)], [datetime.now(UTC)])
+    assert counts(database_url) == [2, 2, 0]
+
+
+SLOW_TO_COUNT = """
+    ALTER TABLE events RENAME TO counted_slowly;
+    CREATE FUNCTION counts() RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN IF current_query() ILIKE '%count(%' THEN PERFORM pg_sleep(0.012); END IF; RETURN true; END $$;
+    CREATE VIEW events AS SELECT * FROM counted_slowly WHERE counts();
+"""
+
+
+def test_table_that_takes_long_to_count(postgresql_url: str) -> None:
+    """A table with so many rows that counting them takes longer than any transaction may is pruned all the same."""
+    with closing(Database(postgresql_url)) as database:
+        database.migrate()
+    put(postgresql_url, [datetime.now(UTC) - 91 * DAY] * 1300)
+    with closing(psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True)) as connection:
+        connection.execute(SLOW_TO_COUNT)
+    pruned(postgresql_url, "--older-than=90d")
+    assert column(postgresql_url, events, "sent_at") == []
+
+
+def test_beside_a_receiver(database_url: str, tmp_path: Path) -> None:
+    """Beside a receiver that stores events at the same time all of the old goes, and nothing of the new."""
+    cutoff = datetime.now(UTC) - 90 * DAY
+    put(database_url, [cutoff - number * timedelta(seconds=7) for number in range(20_000)])
+    receiver = Receiver(tmp_path, tls=False, RECEIVER_DATABASE_URL=database_url)
+    command = [sys.executable, "-m", "receiver", "prune", "--older-than", "90d"]
+    load = Load([receiver])
+    with ended(receiver):
+        receiver.start()
+        with load.running():
+            load.wait_for(20)
+            done = subprocess.run(
+                command, cwd=tmp_path, env=os.environ | receiver.environ, check=True, capture_output=True
+            )
+            load.wait_for(20)
+        compare("prune beside a receiver", load).check()
+        errors = {
+            labels: value for (name, labels), value in receiver.metrics().items() if name == "projector_errors_total"
+        }
+        assert receiver.stop() == 0
+    assert done.stdout.decode().splitlines()[-1] == "Deleted 20000 events, 0 quarantined, 0 streams older than 90d."
+    assert column(database_url, events, "sent_at")[0] > cutoff
+    if not database_url.startswith("sqlite"):  # where one writer may have to wait for another
+        assert not any(errors.values())
+        assert receiver.log == ""
+
+
+def test_jobs(database_url: str) -> None:
+    """A job that loses its oldest events begins with the first that is left; one that loses all is no more."""
+    before = datetime(2024, 9, 11, tzinfo=UTC)
+    times: dict[str, list[float]] = {
+        "gone": [-9, -8],
+        "just gone": [-0.001],
+        "cut": [-2, 0, 3],
+        "cut later": [-2, 3],
+        "young": [1, 2],
+    }
+    rows = [
+        to_row(delivery(before + at * DAY, job_id=job)) | {"sent_at": before + at * DAY}
+        for job, days in times.items()
+        for at in days
+    ]
+    with closing(Database(database_url)) as database:
+        database.store(rows, [])
+        for _ in range(2):
+            for _ in database.prune(before):
+                pass
+            with database.reading() as connection:
+                found = connection.execute(text("SELECT job_id, events FROM live_jobs ORDER BY first_event_at, job_id"))
+                assert found.all() == [("cut", 2), ("young", 2), ("cut later", 1)]
+                left = connection.execute(select(jobs.c.job_id, jobs.c.first_sent_at).order_by(jobs.c.job_id)).all()
+    assert left == [("cut", before), ("cut later", before + 3 * DAY), ("young", before + DAY)]

@@ -1,0 +1,614 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.protocol.signature import AuthType
+from receiver.settings.settings import EndpointSettings, Settings, load, masked
+from receiver.settings.values import SettingsError
+
+SECRET = "s3cr3t"  # in every value that no message may show
+KEY = f"{SECRET} of the registration"
+PREVIOUS_KEY = f"{SECRET} before it"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of our own to be in: receiver.toml is looked for here."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(text: str, name: str = "settings.toml") -> Path:
+    path = Path(name)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def variable(setting: str) -> str:
+    return f"RECEIVER_{setting.upper()}"
+
+
+def value_of(settings: Settings, setting: str) -> Any:
+    return getattr(settings if hasattr(settings, setting) else settings.endpoints[0], setting)
+
+
+def test_only_a_key_has_to_be_set() -> None:
+    """Everything but the key has a default."""
+    assert load(None, {"RECEIVER_KEY": KEY}) == Settings(
+        endpoints=(
+            EndpointSettings(
+                name="default",
+                live_event_type_callback_url="https://localhost:8443/callbacks/metastudio",
+                auth_type=AuthType.MSS_A,
+                key=KEY,
+                previous_key="",
+                signature_form="auto",
+                timestamp_tolerance=300,
+            ),
+        ),
+        listen=("0.0.0.0", 8443),
+        tls_certificate=None,
+        tls_key=None,
+        operations_listen=("127.0.0.1", 9464),
+        journal=Path("var/journal.db"),
+        journal_max_bytes=1024**3,
+        database_url="sqlite:///var/receiver.db",
+        max_body_bytes=1024**2,
+        max_connections=1024,
+        max_connections_per_address=256,
+        request_timeout=30,
+        trusted_proxies=(),
+    )
+
+
+# Setting: in the file, as read, in the environment, as read.
+EVERY_SETTING: dict[str, tuple[Any, Any, str, Any]] = {
+    "live_event_type_callback_url": ("https://a.example.com/c?x=1", ..., "https://b.example.com:9/商品", ...),
+    "auth_type": ("MSS_A_HEAD", AuthType.MSS_A_HEAD, "MSS_A", AuthType.MSS_A),
+    "key": ("a" * 32, ..., "密钥", ...),
+    "previous_key": ("the key before", ..., "x y", ...),
+    "signature_form": ("host-sorted-hex", ..., "scheme-registered-decimal", ...),
+    "timestamp_tolerance": (60, ..., "86400", 86400),
+    "listen": ("127.0.0.1:443", ("127.0.0.1", 443), "[::]:8443", ("::", 8443)),
+    "tls_certificate": ("a.crt", Path("a.crt"), "/etc/b.crt", Path("/etc/b.crt")),
+    "tls_key": ("a.key", Path("a.key"), "/etc/b.key", Path("/etc/b.key")),
+    "operations_listen": (":9000", ("0.0.0.0", 9000), "metrics.internal:0", ("metrics.internal", 0)),
+    "journal": ("a.db", Path("a.db"), "/var/b.db", Path("/var/b.db")),
+    "journal_max_bytes": (2**20, ..., "10000000000", 10**10),
+    "database_url": ("sqlite:///database.db", ..., "postgresql+psycopg://u:p@h:5432/d?sslmode=require", ...),
+    "max_body_bytes": (1, ..., "4096", 4096),
+    "max_connections": (100, ..., "10000", 10000),
+    "max_connections_per_address": (1, ..., "64", 64),
+    "request_timeout": (5, ..., "60", 60),
+    "trusted_proxies": (
+        ["127.0.0.1", "10.0.0.0/8"],
+        (ip_network("127.0.0.1/32"), ip_network("10.0.0.0/8")),
+        "::1, fd00::/8",
+        (ip_network("::1/128"), ip_network("fd00::/8")),
+    ),
+}
+IN_FILE = {name: row[0] for name, row in EVERY_SETTING.items()}
+IN_ENVIRONMENT = {variable(name): row[2] for name, row in EVERY_SETTING.items()}
+FROM_FILE = {name: row[0] if row[1] is ... else row[1] for name, row in EVERY_SETTING.items()}
+FROM_ENVIRONMENT = {name: row[2] if row[3] is ... else row[3] for name, row in EVERY_SETTING.items()}
+
+
+def toml(values: dict[str, Any]) -> str:
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
+
+
+def effective(settings: Settings) -> dict[str, Any]:
+    return {name: value_of(settings, name) for name in EVERY_SETTING}
+
+
+def test_every_setting_can_stand_in_the_file() -> None:
+    """Each setting is read from the file under its name."""
+    assert effective(load(write(toml(IN_FILE)), {})) == FROM_FILE
+
+
+def test_every_setting_can_stand_in_the_environment() -> None:
+    """Each setting is read from its variable, numbers as text."""
+    assert effective(load(None, IN_ENVIRONMENT)) == FROM_ENVIRONMENT
+
+
+@pytest.mark.parametrize("setting", EVERY_SETTING)
+def test_the_environment_wins(setting: str) -> None:
+    """A variable replaces its own setting of the file, and no other."""
+    settings = load(write(toml(IN_FILE)), {variable(setting): IN_ENVIRONMENT[variable(setting)]})
+
+    assert effective(settings) == FROM_FILE | {setting: FROM_ENVIRONMENT[setting]}
+
+
+@pytest.mark.parametrize("setting", EVERY_SETTING)
+def test_an_empty_variable_is_none(setting: str) -> None:
+    """A variable that is set to nothing leaves the file's value in force."""
+    assert effective(load(write(toml(IN_FILE)), {variable(setting): ""})) == FROM_FILE
+
+
+def test_which_file_is_read() -> None:
+    """The file is the one given, else RECEIVER_CONFIG's, else receiver.toml here, else none."""
+    given, named = write('key = "given"'), write('key = "named"', "named.toml")
+    environ = {"RECEIVER_CONFIG": str(named)}
+
+    assert load(given, environ).endpoints[0].key == "given"
+    assert load(None, environ).endpoints[0].key == "named"
+    assert load(None, {"RECEIVER_CONFIG": "", "RECEIVER_KEY": "variable"}).endpoints[0].key == "variable"
+    write('key = "here"', "receiver.toml")
+    assert load(None, environ).endpoints[0].key == "named"
+    assert load(None, {}).endpoints[0].key == "here"
+
+
+@pytest.mark.parametrize("content", [KEY, f"{KEY}\n", f"{KEY}\r\n"])
+def test_a_key_file_holds_the_key_alone(content: str) -> None:
+    """The key is what stands in key_file, without the line end that editors add."""
+    Path("key").write_text(content, encoding="utf-8", newline="")
+
+    assert load(None, {"RECEIVER_KEY_FILE": "key"}).endpoints[0].key == KEY
+
+
+def test_a_variable_for_the_key_replaces_the_files_key_file_and_the_reverse() -> None:
+    """Of key and key_file, the one in the environment counts, whichever stands in the file."""
+    Path("key").write_text("from the key file", encoding="utf-8")
+
+    assert load(write('key_file = "key"'), {"RECEIVER_KEY": KEY}).endpoints[0].key == KEY
+    assert load(write('key = "x"'), {"RECEIVER_KEY_FILE": "key"}).endpoints[0].key == "from the key file"
+
+
+ENDPOINTS = f"""
+listen = "127.0.0.1:1"
+
+[[endpoints]]
+name = "spring"
+live_event_type_callback_url = "https://h/spring"
+key = "{KEY}"
+previous_key = "{PREVIOUS_KEY}"
+
+[[endpoints]]
+name = "Autumn_2-b"
+live_event_type_callback_url = "https://other:8443/autumn?room=1"
+auth_type = "MSS_A_HEAD"
+key_file = "key"
+signature_form = "host-sorted-hex"
+timestamp_tolerance = 60
+
+[[endpoints]]
+name = "winter"
+live_event_type_callback_url = "https://h/{SECRET}0123456789"
+auth_type = "NONE"
+"""
+
+
+def test_several_endpoints() -> None:
+    """Each table [[endpoints]] is a registration of its own; the environment still sets what is the process's."""
+    Path("key").write_text("in a file", encoding="utf-8")
+
+    settings = load(write(ENDPOINTS), {"RECEIVER_OPERATIONS_LISTEN": "127.0.0.1:2"})
+
+    spring, autumn, winter = settings.endpoints
+    assert spring == EndpointSettings("spring", "https://h/spring", key=KEY, previous_key=PREVIOUS_KEY)
+    assert spring.keys == (KEY, PREVIOUS_KEY)
+    assert autumn == EndpointSettings(
+        "Autumn_2-b",
+        "https://other:8443/autumn?room=1",
+        AuthType.MSS_A_HEAD,
+        key="in a file",
+        signature_form="host-sorted-hex",
+        timestamp_tolerance=60,
+    )
+    assert autumn.keys == ("in a file",)
+    assert winter == EndpointSettings("winter", f"https://h/{SECRET}0123456789", AuthType.NONE)
+    assert winter.keys == ()
+    assert (settings.listen, settings.operations_listen) == (("127.0.0.1", 1), ("127.0.0.1", 2))
+
+
+@pytest.mark.parametrize(
+    "url", ["https://h/0123456789abcdef", "https://h/a/0123456789abcdef/b", "https://h/c?a=1&t=0123456789abcdef"]
+)
+def test_none_needs_no_key_but_a_secret_in_the_url(url: str) -> None:
+    """With auth_type NONE, 16 characters in one part of the path or one parameter are the secret."""
+    (endpoint,) = load(None, {"RECEIVER_AUTH_TYPE": "NONE", "RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL": url}).endpoints
+
+    assert (endpoint.auth_type, endpoint.keys) == (AuthType.NONE, ())
+
+
+def refused(message: str, setting: str, remedy: str) -> None:
+    """Check what every refusal promises."""
+    assert message.startswith(f"{setting}: ")
+    assert remedy in message
+    assert len(message.splitlines()) == 1
+    assert SECRET not in message
+
+
+URL, DATABASE = "live_event_type_callback_url", "database_url"
+TOO_LONG = SECRET.ljust(33, "x")
+REFUSED: dict[str, tuple[str, Any, str]] = {
+    "URL of http": (URL, f"http://h/{SECRET}", "https://"),
+    "URL without scheme": (URL, f"h.example.com/{SECRET}", "https://"),
+    "URL too long": (URL, f"https://h/{SECRET}".ljust(2049, "a"), "at most 2048"),
+    "URL without host": (URL, f"https:///{SECRET}", "needs a host"),
+    "URL with port 0": (URL, f"https://h:0/{SECRET}", "registered"),
+    "URL with a port too large": (URL, f"https://h:65536/{SECRET}", "URL"),
+    "URL with a port of letters": (URL, f"https://h:https/{SECRET}", "URL"),
+    "URL of half an IPv6 address": (URL, f"https://[::1/{SECRET}", "URL"),
+    "URL with a user": (URL, f"https://user:{SECRET}@h/c", "no user"),
+    "URL with a fragment": (URL, f"https://h/c#{SECRET}", "fragment"),
+    "URL with a blank": (URL, f"https://h/a {SECRET}", "percent-encoded"),
+    "URL with a line end": (URL, f"https://h/{SECRET}\n", "percent-encoded"),
+    "URL with a tab": (URL, f"https://h/a\t{SECRET}", "percent-encoded"),
+    "URL with a quote": (URL, f'https://h/"{SECRET}', "percent-encoded"),
+    "URL with a full-width question mark": (URL, f"https://h.example.com\N{FULLWIDTH QUESTION MARK}t={SECRET}", "URL"),
+    "URL with a full-width slash": (URL, f"https://h.example.com\N{FULLWIDTH SOLIDUS}{SECRET}", "URL"),
+    "URL with hwSecret": (URL, f"https://h/c?hwSecret={SECRET}", "remove"),
+    "URL with hwTime in other case": (URL, f"https://h/c?a={SECRET}&HWTIME=1", "remove"),
+    "URL with hwSecret encoded": (URL, f"https://h/c?hw%53ecret={SECRET}", "remove"),
+    "URL of the health check": (URL, "https://h/healthz", "choose another"),
+    "URL of the health check, encoded": (URL, "https://h/%68ealthz", "choose another"),
+    "URL empty": (URL, "", "put it in quotes"),
+    "URL a number": (URL, 7, "put it in quotes"),
+    "auth_type MEITUAN_DEFAULT": ("auth_type", "MEITUAN_DEFAULT", "use MSS_A"),
+    "auth_type in lower case": ("auth_type", "mss_a", "MSS_A, MSS_A_HEAD, NONE"),
+    "auth_type a truth value": ("auth_type", False, "put it in quotes"),
+    "auth_type with a line end": ("auth_type", "MSS_A\n", "MSS_A, MSS_A_HEAD, NONE"),
+    "form unknown": ("signature_form", "host", "auto, host-sorted-hex"),
+    "form with a line end": ("signature_form", "auto\n", "auto, host-sorted-hex"),
+    "tolerance 0": ("timestamp_tolerance", 0, "1 or more"),
+    "tolerance negative": ("timestamp_tolerance", -300, "1 or more"),
+    "tolerance a fraction": ("timestamp_tolerance", 0.5, "whole number"),
+    "tolerance a truth value": ("timestamp_tolerance", True, "whole number"),
+    "tolerance in minutes": ("timestamp_tolerance", "5 min", "whole number"),
+    "tolerance in other digits": ("timestamp_tolerance", "٣٠٠", "whole number"),
+    "key blank": ("key", "   ", "set it"),
+    "key empty": ("key", "", "set it"),
+    "key too long": ("key", TOO_LONG, "at most 32"),
+    "key with NUL": ("key", f"{SECRET}\0", "remove it"),
+    "key before a blank": ("key", f"{SECRET} ", "remove it"),
+    "key after a blank": ("key", f" {SECRET}", "remove it"),
+    "key before a line end": ("key", f"{SECRET}\n", "remove it"),
+    "key a number": ("key", 12345678, "put it in quotes"),
+    "previous key blank": ("previous_key", " ", "set it"),
+    "previous key too long": ("previous_key", TOO_LONG, "at most 32"),
+    "previous key with NUL": ("previous_key", f"{SECRET}\0", "remove it"),
+    "previous key before a blank": ("previous_key", f"{SECRET}\t", "remove it"),
+    "listen without a port": ("listen", "localhost", "such as 0.0.0.0:8443"),
+    "listen on a port alone": ("listen", "8443", "such as 0.0.0.0:8443"),
+    "listen on a number": ("listen", 8443, "put it in quotes"),
+    "listen on a port too large": ("listen", "0.0.0.0:65536", "such as 0.0.0.0:8443"),
+    "listen on IPv6 without brackets": ("listen", "::1:8443", "[::]:8443"),
+    "operations listen": ("operations_listen", "http://localhost:9464", "host:port"),
+    "certificate empty": ("tls_certificate", "", "put it in quotes"),
+    "TLS key a number": ("tls_key", 1, "put it in quotes"),
+    "journal a number": ("journal", 5, "put it in quotes"),
+    "journal too small": ("journal_max_bytes", 2**20 - 1, "1048576 or more"),
+    "journal with a unit": ("journal_max_bytes", "1 GiB", "whole number"),
+    "body of nothing": ("max_body_bytes", 0, "1 or more"),
+    "no connection": ("max_connections", 0, "1 or more"),
+    "no connection of an address": ("max_connections_per_address", 0, "1 or more"),
+    "no time": ("request_timeout", 0, "1 or more"),
+    "proxy by name": ("trusted_proxies", "127.0.0.1, proxy.internal", "such as 10.0.0.0/8"),
+    "proxies with a wrong mask": ("trusted_proxies", ["10.0.0.1/8"], "all bits after its prefix 0"),
+    "proxies a number": ("trusted_proxies", 1, "write it as"),
+    "proxies a list of numbers": ("trusted_proxies", [1], "put it in quotes"),
+    "proxies everywhere": ("trusted_proxies", ["0.0.0.0/0"], "name your proxies"),
+    "database of no kind": (DATABASE, SECRET, "postgresql+psycopg://"),
+    "database of another kind": (DATABASE, f"mysql+pymysql://u:{SECRET}@h/d", "postgresql+psycopg://"),
+    "database without its driver": (DATABASE, f"postgresql://u:{SECRET}@h/d", "begin it with postgresql+psycopg://"),
+    "database with another driver": (DATABASE, f"postgresql+asyncpg://u:{SECRET}@h/d", "postgresql+psycopg://"),
+    "database with a port of letters": (DATABASE, f"postgresql+psycopg://u:{SECRET}@h:p/d", "postgresql+psycopg://"),
+    "database without a name": (DATABASE, f"postgresql+psycopg://u:{SECRET}@h", "end it with"),
+    "database in memory": (DATABASE, "sqlite:///:memory:", "end it with"),
+    "database in memory by default": (DATABASE, "sqlite://", "end it with"),
+    "setting misspelt": ("previus_key", SECRET, "did you mean `previous_key`?"),
+    "setting of no kind": ("webhook", SECRET, "the README lists all settings"),
+    "setting in another case": ("KEY", SECRET, "remove it"),
+}
+
+
+@pytest.mark.parametrize(("setting", "value", "remedy"), REFUSED.values(), ids=REFUSED)
+def test_wrong_values_in_the_file_are_refused(setting: str, value: Any, remedy: str) -> None:
+    """A wrong value is refused in one line that names the setting and the remedy, and shows no secret."""
+    with pytest.raises(SettingsError) as caught:
+        load(write(toml({"key": KEY, setting: value})), {})
+
+    refused(str(caught.value), setting, remedy)
+
+
+IN_VARIABLES = {
+    name: row
+    for name, row in REFUSED.items()
+    if isinstance(row[1], str) and row[1] and "\0" not in row[1] and row[0] in EVERY_SETTING
+}
+
+
+@pytest.mark.parametrize(("setting", "value", "remedy"), IN_VARIABLES.values(), ids=IN_VARIABLES)
+def test_wrong_values_in_the_environment_are_refused(setting: str, value: str, remedy: str) -> None:
+    """What is refused in the file is refused in the environment, in the same words."""
+    with pytest.raises(SettingsError) as caught:
+        load(None, {"RECEIVER_KEY": KEY, variable(setting): value})
+
+    refused(str(caught.value), setting, remedy)
+
+
+@pytest.mark.parametrize("setting", ["key", "previous_key", URL])
+def test_bytes_that_are_no_text_are_refused_in_the_environment(setting: str) -> None:
+    """A variable whose bytes are not UTF-8 could not be signed with, so it is refused at start."""
+    value = ("https://h/" if setting == URL else "") + f"{SECRET}\udcff"
+
+    with pytest.raises(SettingsError) as caught:
+        load(None, {"RECEIVER_KEY": KEY, variable(setting): value})
+
+    refused(str(caught.value), setting, "")
+
+
+def test_a_key_has_to_be_set() -> None:
+    """Without a key nothing starts, and the message says where one comes from."""
+    with pytest.raises(SettingsError) as caught:
+        load(None, {})
+
+    refused(str(caught.value), "key", "receiver init")
+
+
+@pytest.mark.parametrize(("one", "other"), [("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")])
+def test_certificate_and_its_key_go_together(one: str, other: str) -> None:
+    """One of the two alone would serve plain HTTP where TLS was meant: the message names the missing one."""
+    with pytest.raises(SettingsError) as caught:
+        load(None, {"RECEIVER_KEY": KEY, variable(one): "file"})
+
+    refused(str(caught.value), other, "set both")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://h/c",
+        "https://h",
+        "https://h/012345678901234",
+        "https://h/01234567/01234567?a=012345678901234&b=1",
+        "https://hooks-0123456789abcdef.example.com/c",
+        "https://h/c?0123456789abcdef=1",
+    ],
+)
+def test_none_without_a_secret_in_the_url_is_refused(url: str) -> None:
+    """With auth_type NONE and no 16 characters in one place, anybody could post."""
+    with pytest.raises(SettingsError) as caught:
+        load(None, {"RECEIVER_AUTH_TYPE": "NONE", variable(URL): url})
+
+    refused(str(caught.value), URL, "16 or more random characters")
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [{"RECEIVER_KEY": KEY, "RECEIVER_KEY_FILE": "key"}, {"RECEIVER_CONFIG": "settings.toml"}],
+    ids=["environment", "file"],
+)
+def test_key_and_key_file_exclude_each_other(environ: dict[str, str]) -> None:
+    """With both in one place it would be a guess which one counts."""
+    write(toml({"key": KEY, "key_file": "key"}))
+
+    with pytest.raises(SettingsError) as caught:
+        load(None, environ)
+
+    refused(str(caught.value), "key", "only one")
+
+
+def make(path: Path, content: Any) -> None:
+    """A file that holds `content`; a folder for `...`, nothing for None."""
+    if content is ...:
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+
+
+KEY_FILES = {
+    "missing": (None, "name a file"),
+    "a folder": (..., "name a file"),
+    "not UTF-8": (b"\xff" + SECRET.encode(), "name a file"),
+    "empty": (b"", "set it"),
+    "blank": (b"\n", "set it"),
+    "two lines at the end": (f"{SECRET}\n\n".encode(), "remove it"),
+    "after a blank": (f" {SECRET}\n".encode(), "remove it"),
+    "too long": (TOO_LONG.encode(), "at most 32"),
+    "with NUL": (f"{SECRET}\0".encode(), "remove it"),
+}
+
+
+@pytest.mark.parametrize(("content", "remedy"), KEY_FILES.values(), ids=KEY_FILES)
+def test_a_key_file_that_is_wrong_is_refused(content: Any, remedy: str) -> None:
+    """A key_file is named where it cannot be read or what it holds is no key, and its content is not shown."""
+    path = Path("key")
+    make(path, content)
+
+    with pytest.raises(SettingsError) as caught:
+        load(None, {"RECEIVER_KEY_FILE": "key"})
+
+    refused(str(caught.value), "key_file", remedy)
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("a\0b", "write it again"), ("a\nb", "name a file")])
+def test_a_key_files_name_that_is_wrong_is_refused(name: str, remedy: str) -> None:
+    """A name that no file can have, or that has a line end in it, is refused in one line like any other."""
+    with pytest.raises(SettingsError) as caught:
+        load(write(toml({"key_file": name})), {})
+
+    refused(str(caught.value), "key_file", remedy)
+
+
+FILES: dict[str, tuple[Any, str]] = {
+    "missing": (None, "receiver init"),
+    "a folder": (..., "receiver init"),
+    "not TOML": (f'key = "{SECRET}'.encode(), "is not TOML"),
+    "a key without quotes": (f"key = {SECRET}".encode(), "is not TOML"),
+    "a setting twice": (f'key = "{SECRET}"\nkey = "{SECRET}"'.encode(), "is not TOML"),
+    "YAML": (f"key: {SECRET}".encode(), "is not TOML"),
+    "not UTF-8": (f'key = "{SECRET}'.encode() + b'\xff"', "is not TOML"),
+    "UTF-16": (f'key = "{SECRET}"'.encode("utf-16"), "is not TOML"),
+    "a number of 5,000 digits": (b"max_body_bytes = " + b"9" * 5000, ""),
+    "nested deeply": (b"key = " + b"[" * 100_000, ""),
+}
+
+
+@pytest.mark.parametrize(("content", "remedy"), FILES.values(), ids=FILES)
+def test_a_file_that_cannot_be_read_is_refused(content: Any, remedy: str) -> None:
+    """The file is named where it is missing or no TOML, and its content is not shown."""
+    path = Path("settings.toml")
+    make(path, content)
+
+    with pytest.raises(SettingsError) as caught:
+        load(path, {})
+
+    refused(str(caught.value), "settings.toml", remedy)
+
+
+def table(**settings: Any) -> str:
+    return "[[endpoints]]\n" + toml({"key": KEY} | settings)
+
+
+A = table(name="a", live_event_type_callback_url="https://h/a")
+ENDPOINTS_REFUSED: dict[str, tuple[str, str, str]] = {
+    "one table": (f"[endpoints]\n{toml({'key': KEY})}", "endpoints", "[[endpoints]]"),
+    "an empty list": ("endpoints = []", "endpoints", "[[endpoints]]"),
+    "a list of names": ('endpoints = ["a"]', "endpoints", "[[endpoints]]"),
+    "without a name": (A + table(), "endpoints[2].name", "give it a name"),
+    "with an empty name": (table(name=""), "endpoints[1].name", "give it a name"),
+    "with a blank in the name": (table(name="a b"), "endpoints[1].name", "give it a name"),
+    "with a long name": (table(name="a" * 65), "endpoints[1].name", "give it a name"),
+    "with a number for a name": (table(name=1), "endpoints[1].name", "give it a name"),
+    "with a name that is taken": (A + table(name="a"), "endpoints[2].name", "a name of its own"),
+    "without a key": (A + '[[endpoints]]\nname = "b"', "endpoints[2].key", "receiver init"),
+    "with a blank key": (A + table(name="b", key=" "), "endpoints[2].key", "set it"),
+    "with a key too long": (A + table(name="b", previous_key=TOO_LONG), "endpoints[2].previous_key", "at most 32"),
+    "with a wrong URL": (table(name="b", live_event_type_callback_url="h"), f"endpoints[1].{URL}", "https://"),
+    "with NONE and no secret": (table(name="b", auth_type="NONE"), f"endpoints[1].{URL}", "16 or more"),
+    "with a setting of the process": (table(name="b", listen=":1"), "listen", "remove it"),
+    "with a setting misspelt": (table(name="b", auth_typ="NONE"), "auth_typ", "did you mean `auth_type`?"),
+    "on one path": (
+        A + table(name="b", live_event_type_callback_url="https://other/a?x=1"),
+        f"endpoints[2].{URL}",
+        "the path of endpoint a",
+    ),
+    "on one path, encoded": (
+        A + table(name="b", live_event_type_callback_url="https://h/%61"),
+        f"endpoints[2].{URL}",
+        "the path of endpoint a",
+    ),
+    "on one root": (
+        table(name="a", live_event_type_callback_url="https://h")
+        + table(name="b", live_event_type_callback_url="https://h/"),
+        f"endpoints[2].{URL}",
+        "the path of endpoint a",
+    ),
+    "beside a single one": (f"auth_type = 'MSS_A'\n{A}", "auth_type", "move it into one of them"),
+}
+
+
+@pytest.mark.parametrize(("text", "setting", "remedy"), ENDPOINTS_REFUSED.values(), ids=ENDPOINTS_REFUSED)
+def test_wrong_endpoints_are_refused(text: str, setting: str, remedy: str) -> None:
+    """A wrong endpoint is named by its number and setting."""
+    with pytest.raises(SettingsError) as caught:
+        load(write(text), {})
+
+    refused(str(caught.value), setting, remedy)
+
+
+def test_a_variable_for_one_of_several_endpoints_is_refused() -> None:
+    """A variable of an endpoint's setting could mean any of them: the message names the variable."""
+    with pytest.raises(SettingsError) as caught:
+        load(write(A), {"RECEIVER_KEY": KEY})
+
+    refused(str(caught.value), "RECEIVER_KEY", "move it into one of them")
+
+
+def test_masked_shows_what_is_in_force() -> None:
+    """Every setting is shown under its name as it would be written."""
+    environ = {"RECEIVER_KEY": KEY, "RECEIVER_LISTEN": "[::]:8443", "RECEIVER_TRUSTED_PROXIES": "10.0.0.0/8"}
+    assert masked(load(None, environ)) == {
+        "listen": "[::]:8443",
+        "tls_certificate": "",
+        "tls_key": "",
+        "operations_listen": "127.0.0.1:9464",
+        "journal": "var/journal.db",
+        "journal_max_bytes": 1024**3,
+        "database_url": "sqlite:///var/receiver.db",
+        "max_body_bytes": 1024**2,
+        "max_connections": 1024,
+        "max_connections_per_address": 256,
+        "request_timeout": 30,
+        "trusted_proxies": ["10.0.0.0/8"],
+        "endpoints": [
+            {
+                "name": "default",
+                "live_event_type_callback_url": "https://localhost:8443/callbacks/metastudio",
+                "auth_type": "MSS_A",
+                "key": "****",
+                "previous_key": "",
+                "signature_form": "auto",
+                "timestamp_tolerance": 300,
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "database_url",
+    [
+        f"postgresql+psycopg://user:{SECRET}@h/d",
+        f"postgresql+psycopg://h/d?user=u&password={SECRET}",
+        f"postgresql+psycopg://user:{SECRET}%40@h1:1/d?host=h2&sslpassword={SECRET}",
+    ],
+)
+def test_masked_shows_no_secret(database_url: str) -> None:
+    """Keys, the database's password, a URL's own query, and the path that is the secret are masked, each being set."""
+    settings = load(
+        write(ENDPOINTS.replace("?room=1", f"?token={SECRET}").replace('key_file = "key"', f'key = "{KEY}"')), {}
+    )
+    shown = masked(replace(settings, database_url=database_url))
+
+    assert SECRET in repr([(endpoint.keys, endpoint.live_event_type_callback_url) for endpoint in settings.endpoints])
+    assert SECRET not in json.dumps(shown)
+    assert [endpoint["previous_key"] for endpoint in shown["endpoints"]] == ["****", "", ""]
+    assert [endpoint[URL] for endpoint in shown["endpoints"]] == [
+        "https://h/spring",
+        "https://other:8443/autumn?****",
+        "https://h/****",
+    ]
+
+
+def test_representations_hold_no_key_and_no_password() -> None:
+    """Settings that end up in a log or a traceback show neither keys nor the database's password."""
+    environ = {
+        "RECEIVER_KEY": KEY,
+        "RECEIVER_PREVIOUS_KEY": PREVIOUS_KEY,
+        "RECEIVER_DATABASE_URL": f"postgresql+psycopg://u:{SECRET}@h/d",
+    }
+
+    assert SECRET not in repr(load(None, environ))
+
+
+@pytest.mark.parametrize(
+    ("url", "auth_type", "public"),
+    [
+        ("https://h:8443/a/b", AuthType.MSS_A, "https://h:8443/a/b"),
+        ("https://h", AuthType.MSS_A_HEAD, "https://h"),
+        ("https://h/a?t=1&u=2", AuthType.MSS_A, "https://h/a?****"),
+        ("https://h/a/b", AuthType.NONE, "https://h/****"),
+        ("https://h/a?t=1", AuthType.NONE, "https://h/****?****"),
+        ("https://h?t=1", AuthType.NONE, "https://h/****?****"),
+        ("https://[::1]:1/回调?店=一", AuthType.MSS_A, "https://[::1]:1/回调?****"),
+    ],
+)
+def test_the_public_url_hides_what_may_be_a_secret(url: str, auth_type: AuthType, public: str) -> None:
+    """A URL for people keeps its host and path; its query, and with NONE its path, are masked."""
+    assert EndpointSettings("default", url, auth_type).public_url == public
+
+
+@pytest.mark.parametrize("journal", ["var/receiver.db", "var/../var/receiver.db"])
+def test_journal_and_database_are_two_files(journal: str) -> None:
+    """The journal is locked by the receiver, so it cannot be the database's file too, however it is written."""
+    with pytest.raises(SettingsError) as caught:
+        load(None, {"RECEIVER_KEY": "k", "RECEIVER_JOURNAL": journal})
+    refused(str(caught.value), "journal", "set it to another")
