@@ -8,7 +8,8 @@ from typing import Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from receiver.cli.data import copy_database, history, prune, quarantine
+from receiver.cli.data import copy_database, prune, quarantine
+from receiver.cli.history import history
 from receiver.cli.options import config_option
 from receiver.cli.sending import doctor, send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from receiver.cli.history import show_job
 from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
 from receiver.cli.terminal import printable
 from receiver.database.database import Database
@@ -144,25 +143,15 @@ def _show_job(database: Database, job_id: str, expected: int) -> None:
     while len(rows := _stored(database, job_id)) < expected and time.monotonic() < deadline:
         time.sleep(0.1)
     database.check_schema()
-    table = Table(
-        "time (UTC)", "event", "what", title=f"{len(rows)} events of job {job_id}", box=None, title_justify="left"
-    )
-    for row in rows:
-        table.add_row(f"{row['sent_at']:%H:%M:%S}", row["event_type"], _tell(row))
-    Console().print(table)
+    click.echo(f"{len(rows)} events of job {job_id}")
+    if rows:
+        show_job(database, job_id)
 
 
 def _stored(database: Database, job_id: str) -> list[Row]:
-    """The events of a job; none while a receiver that has just started makes the tables."""
+    """The events of a job; none while a receiver that has just started still creates the tables."""
     try:
         database.check_schema()
     except SchemaError:
         return []
     return database.job(job_id)
-
-
-def _tell(row: Row) -> str:
-    if row["event_type"] == EventType.SHOOT_SCRIPT_SWITCH:
-        what = f"{row['scene_script_name']} · {row['shoot_script_sequence_no']} {row['shoot_script_title']}"
-        return printable(what)
-    return printable(row["state"] or f"reply {row['reply_id']}")

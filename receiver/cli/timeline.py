@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from receiver.cli.terminal import printable
+from receiver.database.history import JobHistory
+from receiver.database.insert import Row
 from receiver.protocol.events import EventType, StreamState
 
 _SHORT_ID = 10  # characters of an id, on a terminal: enough to ask for it
@@ -22,10 +23,8 @@ _LONG = 1000  # hours
 _COLOURS = {StreamState.CONNECTED: "green", StreamState.CONNECTING: "yellow", StreamState.END: "dim"}
 _NOT_CONNECTED = "red"
 
-_Row = dict[str, Any]
 
-
-def draw_jobs(console: Console, jobs: Sequence[_Row]) -> None:
+def draw_jobs(console: Console, jobs: Sequence[Row]) -> None:
     """Print rows of `live_jobs`, a line each; whole ids where it is no terminal."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("job", no_wrap=True)
@@ -48,8 +47,9 @@ def draw_jobs(console: Console, jobs: Sequence[_Row]) -> None:
     console.print(Text("rec.: reconnects, par.: paragraphs, rep.: replies", style="dim"))
 
 
-def draw_job(console: Console, job: _Row, sessions: Sequence[_Row], timeline: Sequence[_Row], now: datetime) -> None:
-    """Print one job: its row of `live_jobs`, totals of its sessions, a bar of these, and its timeline."""
+def draw_job(console: Console, history: JobHistory, now: datetime) -> None:
+    """Print one job: its totals, a bar of when it was connected, and its timeline. `now` is where what lasts ends."""
+    job, sessions, timeline = history
     for name, value in _totals(job, sessions, now):
         console.print(Text.assemble((f"{name:<8}", "bold"), value), soft_wrap=True)
     bar = _bar(sessions, job["first_event_at"], job["last_event_at"])
@@ -70,7 +70,7 @@ def draw_job(console: Console, job: _Row, sessions: Sequence[_Row], timeline: Se
     console.print(table)
 
 
-def _totals(job: _Row, sessions: Sequence[_Row], now: datetime) -> Iterator[tuple[str, Text | str]]:
+def _totals(job: Row, sessions: Sequence[Row], now: datetime) -> Iterator[tuple[str, Text | str]]:
     yield "job", printable(job["job_id"])
     yield "room", printable(job["room_id"] or "-")
     state = _state(job["state"])
@@ -87,7 +87,7 @@ def _totals(job: _Row, sessions: Sequence[_Row], now: datetime) -> Iterator[tupl
     yield "script", f"paragraphs {job['paragraphs']}; replies {job['replies']}"
 
 
-def _bar(sessions: Sequence[_Row], first: datetime, last: datetime) -> Text | None:
+def _bar(sessions: Sequence[Row], first: datetime, last: datetime) -> Text | None:
     """The time from the first event to the last one: `=` connected, `-` for a part of it, `.` not at all."""
     step = (last - first) / _BAR
     if step <= timedelta(0):
@@ -103,7 +103,7 @@ def _bar(sessions: Sequence[_Row], first: datetime, last: datetime) -> Text | No
     return bar
 
 
-def _lines(timeline: Sequence[_Row], job: _Row, now: datetime) -> Iterator[tuple[datetime, str, Text]]:
+def _lines(timeline: Sequence[Row], job: Row, now: datetime) -> Iterator[tuple[datetime, str, Text]]:
     """Time, duration and text of each line. What was played hangs on the state: `|` connected, `:` not."""
     rail, style, url = ":", _NOT_CONNECTED, None
     for row in timeline:
@@ -118,7 +118,7 @@ def _lines(timeline: Sequence[_Row], job: _Row, now: datetime) -> Iterator[tuple
         yield row["at"], _lasted(row, job, now), text
 
 
-def _lasted(row: _Row, job: _Row, now: datetime) -> str:
+def _lasted(row: Row, job: Row, now: datetime) -> str:
     if row["event_type"] == EventType.REPLY_COMMAND_FINISH:
         return ""
     if row["ended_at"] is not None:
@@ -126,7 +126,7 @@ def _lasted(row: _Row, job: _Row, now: datetime) -> str:
     return "" if job["state"] == StreamState.END else f"{_duration(_since(row['at'], now))}+"
 
 
-def _played(row: _Row) -> str:
+def _played(row: Row) -> str:
     if row["event_type"] == EventType.REPLY_COMMAND_FINISH:
         return f"reply {row['reply_id'] or ''}"
     paragraph = (row["shoot_script_sequence_no"], row["shoot_script_title"])

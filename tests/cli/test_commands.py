@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from receiver.cli import main
 from receiver.database.database import Database
+from receiver.protocol.events import StreamState
 from receiver.protocol.signature import sign
 from tests.helpers.receiver import KEY, SAMPLES, Process, free_port, running, wait_until
 
@@ -209,7 +210,7 @@ def test_simulate_shows_what_arrived(beside: Process) -> None:
     result = invoke("simulate")
     assert result.exit_code == 0
     assert '29 answered 200 {"status":"accepted"}' in result.output
-    shown = [line.split()[-1] for line in result.output.splitlines() if "RTMP_STREAM" in line]
+    shown = [state for line in result.output.splitlines() for state in StreamState if f"  {state}" in line[20:]]
     assert shown == ["CONNECTING", "CONNECTED", "DISCONNECTED", "RECONNECTING", "CONNECTED", "END"]
     (row,) = beside.rows("SELECT state FROM streams WHERE state = 'END'")
     assert row["state"] == "END"

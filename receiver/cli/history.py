@@ -1,0 +1,90 @@
+"""The command `history`: the latest jobs, or all that happened in one."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import click
+from rich.console import Console
+
+from receiver.cli.export import as_csv, as_json
+from receiver.cli.options import config_option, open_database
+from receiver.cli.terminal import printable
+from receiver.cli.timeline import draw_job, draw_jobs
+from receiver.database.database import Database
+from receiver.database.history import TIMELINE, UnknownJobError, find_job, job_history, latest_jobs
+from receiver.database.insert import Row
+from receiver.database.schema import live_jobs
+
+_NO_TERMINAL = 10_000  # columns
+
+
+def _read_since(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,5})([dhm])", value)
+    try:
+        if match is not None:
+            unit = {"d": "days", "h": "hours", "m": "minutes"}[match[2]]
+            return datetime.now(UTC) - timedelta(**{unit: int(match[1])})
+        time = datetime.fromisoformat(value)
+        return (time.replace(tzinfo=UTC) if time.tzinfo is None else time).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter("is neither an age, such as 12h, 7d or 30m, nor a time, such as 2026-03-01") from None
+
+
+@click.command()
+@config_option
+@click.argument("job", default="")
+@click.option("--room", default="", help="Only jobs of this room.")
+@click.option("--since", callback=_read_since, help="An age, such as 12h or 7d, or a time in UTC, such as 2026-03-01.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@click.option("--csv", "csv_", is_flag=True, help="Print CSV. A text that begins like a formula gets a ' before it.")
+def history(job: str, room: str, since: datetime | None, *, json_: bool, csv_: bool) -> None:
+    """Show the latest jobs, or all that happened in one JOB.
+
+    The beginning of an id is enough. Without --since it is the 20 latest jobs, or the whole of the one. All times
+    are UTC.
+    """
+    if json_ and csv_:
+        raise click.UsageError("--json or --csv, not both")
+    database = open_database()
+    with database.reading() as connection:
+        if not job:
+            jobs = latest_jobs(connection, room=room, since=since)
+            _print_jobs(jobs, json_=json_, csv_=csv_)
+            return
+        try:
+            found = job_history(connection, find_job(connection, job, room=room), since=since)
+        except UnknownJobError as error:
+            raise click.ClickException(printable(error)) from error
+    if json_:
+        click.echo(as_json(found._asdict()))
+    elif csv_:
+        click.echo(as_csv(TIMELINE, found.timeline), nl=False)
+    else:
+        draw_job(_console(), found, datetime.now(UTC))
+
+
+def show_job(database: Database, job_id: str) -> None:
+    """Print all that happened in a job, as `receiver history` does."""
+    with database.reading() as connection:
+        draw_job(_console(), job_history(connection, job_id), datetime.now(UTC))
+
+
+def _print_jobs(jobs: list[Row], *, json_: bool, csv_: bool) -> None:
+    if json_:
+        click.echo(as_json(jobs))
+    elif csv_:
+        click.echo(as_csv(live_jobs.c.keys(), jobs), nl=False)
+    elif jobs:
+        draw_jobs(_console(), jobs)
+    else:
+        click.echo("There are no such jobs.")
+
+
+def _console() -> Console:
+    """The terminal; where it is none, one so wide that nothing is cut off."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_NO_TERMINAL)
