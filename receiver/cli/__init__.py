@@ -17,7 +17,7 @@ from receiver.database.database import RefusedError, problem_of
 from receiver.database.migration import SchemaError
 from receiver.journal.journal import JournalError
 from receiver.server.sockets import ListenError
-from receiver.settings.values import SettingsError
+from receiver.settings.load import SettingsError
 from receiver.tools.sender import SendError
 
 _KNOWN_ERRORS = (SettingsError, JournalError, ListenError, SchemaError, SendError)

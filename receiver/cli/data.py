@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -17,10 +16,7 @@ from sqlalchemy import make_url
 from receiver.cli.options import config_option, open_database, open_url
 from receiver.database import quarantine as quarantined
 from receiver.database.copy import copy
-from receiver.settings.settings import load
-from receiver.settings.values import SettingsError
-
-_NO_TERMINAL = 10_000  # columns
+from receiver.settings.parsers import InvalidValueError, database_url
 
 
 def _read_age(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, timedelta]:
@@ -32,10 +28,9 @@ def _read_age(_ctx: click.Context, _parameter: click.Parameter, value: str) -> t
 
 def _read_source(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
     try:
-        load(None, {"RECEIVER_CONFIG": os.devnull, "RECEIVER_KEY": "checked", "RECEIVER_DATABASE_URL": value or "-"})
-    except SettingsError as error:
-        raise click.BadParameter(str(error).removeprefix("database_url: ")) from error
-    url = make_url(value)
+        url = make_url(database_url(value))
+    except InvalidValueError as error:
+        raise click.BadParameter(str(error)) from error
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise click.BadParameter(f"{url.database} is no file")
     return value

@@ -9,7 +9,8 @@ import click
 from sqlalchemy import make_url
 
 from receiver.database.database import Database
-from receiver.settings.settings import DEFAULT_FILE, EndpointSettings, Settings, load
+from receiver.settings.load import DEFAULT_FILE, load
+from receiver.settings.settings import EndpointSettings, Settings
 
 
 def _remember(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:

@@ -14,7 +14,8 @@ from receiver.app import run
 from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
 from receiver.protocol.events import EventType
 from receiver.protocol.signature import AuthType
-from receiver.settings.settings import DEFAULT_FILE, DEFAULT_URL, Settings, load, masked
+from receiver.settings.load import DEFAULT_FILE, parse
+from receiver.settings.settings import DEFAULT_URL, Settings, masked
 from receiver.tools.bootstrap import write_configuration
 
 
@@ -28,9 +29,7 @@ def init(url: str, auth_type: str) -> None:
     Nothing is ever overwritten.
     """
     path: Path = click.get_current_context().meta.get("config", Path(DEFAULT_FILE))
-    # As the settings will read them: a URL that cannot be registered is refused before anything is written.
-    checked = {"RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL": url or "-", "RECEIVER_KEY": "checked"}
-    load(None, {"RECEIVER_CONFIG": os.devnull} | checked)
+    parse("live_event_type_callback_url", url)  # before anything is written
     try:
         write_configuration(path, url, auth_type)
     except FileExistsError as error:

@@ -13,8 +13,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from receiver.settings.declaration import declared, written
+from receiver.settings.settings import Settings
+
 _CONFIGURATION = """\
-# The MetaStudio callback receiver. `receiver config` shows what is in force; the README explains every setting.
+# The MetaStudio callback receiver. `receiver config` shows what is in force; docs/reference/settings.md
+# explains every setting.
 
 # The URL as registered with MetaStudio, to the letter: it is what the signature is made over.
 live_event_type_callback_url = "{url}"
@@ -25,20 +29,19 @@ key = "{key}"
 tls_certificate = "{certificate}"
 tls_key = "{private_key}"
 
-listen = "0.0.0.0:8443"
-operations_listen = "127.0.0.1:9464"
-journal = "var/journal.db"
-database_url = "sqlite:///var/receiver.db"
+listen = "{listen}"
+operations_listen = "{operations_listen}"
+journal = "{journal}"
+database_url = "{database_url}"
 """
 
 
 def write_configuration(path: Path, url: str, auth_type: str) -> None:
     """Write the file at `path` and the certificate under ``var/``; raises `FileExistsError` rather than overwrite."""
     certificate, private_key = Path("var/localhost.crt"), Path("var/localhost.key")
-    text = _CONFIGURATION.format(
-        url=url, auth_type=auth_type, key=secrets.token_hex(16), certificate=certificate, private_key=private_key
-    )
-    _write_new(path, text.encode())
+    given = {"url": url, "auth_type": auth_type, "certificate": certificate, "private_key": private_key}
+    defaults = {name: written(one.default) for name, one in declared(Settings).items()}
+    _write_new(path, _CONFIGURATION.format(key=secrets.token_hex(16), **given, **defaults).encode())
     if not private_key.exists() and not certificate.exists():
         private_key.parent.mkdir(parents=True, exist_ok=True)
         pem_certificate, pem_key = self_signed("localhost")

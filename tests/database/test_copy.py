@@ -152,7 +152,7 @@ def test_refused_event(urls: tuple[str, str]) -> None:
     [
         ("sqlite:///nowhere.db", "nowhere.db is no file"),
         ("mysql://a/b", "neither sqlite:///"),
-        ("", "neither sqlite:///"),
+        ("", "is empty"),
     ],
 )
 def test_wrong_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, problem: str) -> None:

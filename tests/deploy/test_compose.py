@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from receiver.protocol.signature import sign
-from receiver.settings.settings import load
+from receiver.settings.load import load
 from tests.helpers.receiver import KEY, SAMPLES, Process, free_port, running, wait_until
 
 FOLDER = Path(__file__).parents[2] / "deploy"

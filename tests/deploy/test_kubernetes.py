@@ -12,7 +12,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from receiver.settings.settings import load
+from receiver.settings.load import load
 from tests.helpers.receiver import KEY
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -83,6 +83,7 @@ def test_restricted(pod: Any) -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert pod["spec"]["automountServiceAccountToken"] is False
+    assert pod["spec"]["enableServiceLinks"] is False
     assert "memory" in container(pod)["resources"]["limits"]
 
 

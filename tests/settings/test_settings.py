@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from receiver.protocol.signature import AuthType
-from receiver.settings.settings import EndpointSettings, Settings, load, masked
-from receiver.settings.values import SettingsError
+from receiver.settings.load import SettingsError, load
+from receiver.settings.settings import EndpointSettings, Settings, masked
 
 SECRET = "s3cr3t"  # in every value that no message may show
 KEY = f"{SECRET} of the registration"
@@ -249,7 +249,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "URL with hwSecret encoded": (URL, f"https://h/c?hw%53ecret={SECRET}", "remove"),
     "URL of the health check": (URL, "https://h/healthz", "choose another"),
     "URL of the health check, encoded": (URL, "https://h/%68ealthz", "choose another"),
-    "URL empty": (URL, "", "put it in quotes"),
+    "URL empty": (URL, "", "set it"),
     "URL a number": (URL, 7, "put it in quotes"),
     "auth_type MEITUAN_DEFAULT": ("auth_type", "MEITUAN_DEFAULT", "use MSS_A"),
     "auth_type in lower case": ("auth_type", "mss_a", "MSS_A, MSS_A_HEAD, NONE"),
@@ -266,14 +266,14 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "key blank": ("key", "   ", "set it"),
     "key empty": ("key", "", "set it"),
     "key too long": ("key", TOO_LONG, "at most 32"),
-    "key with NUL": ("key", f"{SECRET}\0", "remove it"),
+    "key with NUL": ("key", f"{SECRET}\0", "write it again"),
     "key before a blank": ("key", f"{SECRET} ", "remove it"),
     "key after a blank": ("key", f" {SECRET}", "remove it"),
     "key before a line end": ("key", f"{SECRET}\n", "remove it"),
     "key a number": ("key", 12345678, "put it in quotes"),
     "previous key blank": ("previous_key", " ", "set it"),
     "previous key too long": ("previous_key", TOO_LONG, "at most 32"),
-    "previous key with NUL": ("previous_key", f"{SECRET}\0", "remove it"),
+    "previous key with NUL": ("previous_key", f"{SECRET}\0", "write it again"),
     "previous key before a blank": ("previous_key", f"{SECRET}\t", "remove it"),
     "listen without a port": ("listen", "localhost", "such as 0.0.0.0:8443"),
     "listen on a port alone": ("listen", "8443", "such as 0.0.0.0:8443"),
@@ -281,7 +281,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "listen on a port too large": ("listen", "0.0.0.0:65536", "such as 0.0.0.0:8443"),
     "listen on IPv6 without brackets": ("listen", "::1:8443", "[::]:8443"),
     "operations listen": ("operations_listen", "http://localhost:9464", "host:port"),
-    "certificate empty": ("tls_certificate", "", "put it in quotes"),
+    "certificate empty": ("tls_certificate", "", "set it"),
     "TLS key a number": ("tls_key", 1, "put it in quotes"),
     "journal a number": ("journal", 5, "put it in quotes"),
     "journal too small": ("journal_max_bytes", 2**20 - 1, "1048576 or more"),
@@ -304,8 +304,8 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "database in memory": (DATABASE, "sqlite:///:memory:", "end it with"),
     "database in memory by default": (DATABASE, "sqlite://", "end it with"),
     "setting misspelt": ("previus_key", SECRET, "did you mean `previous_key`?"),
-    "setting of no kind": ("webhook", SECRET, "the README lists all settings"),
-    "setting in another case": ("KEY", SECRET, "remove it"),
+    "setting of no kind": ("webhook", SECRET, "docs/reference/settings.md lists all settings"),
+    "setting in another case": ("KEY", SECRET, "did you mean `key`?"),
 }
 
 
@@ -413,7 +413,7 @@ KEY_FILES = {
     "two lines at the end": (f"{SECRET}\n\n".encode(), "remove it"),
     "after a blank": (f" {SECRET}\n".encode(), "remove it"),
     "too long": (TOO_LONG.encode(), "at most 32"),
-    "with NUL": (f"{SECRET}\0".encode(), "remove it"),
+    "with NUL": (f"{SECRET}\0".encode(), "write it again"),
 }
 
 

@@ -1,0 +1,163 @@
+"""Parsers of single values: what a setting may be, and what is said of anything else.
+
+Each takes the value as the file or the environment has it, and raises `InvalidValueError`.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_network
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from receiver.addresses import Network
+from receiver.protocol.signature import AUTO, FORMS, SECRET_PARAMETER, TIME_PARAMETER, AuthType
+from receiver.protocol.url import callback_path
+
+_LONGEST_URL = 2048  # what live_event_type_callback_url takes
+_LONGEST_KEY = 32  # what key takes
+_LARGEST_PORT = 65535
+_URL_CHARACTERS = re.compile(r"[^\s\x00-\x1f\x7f\"<>\\^`{|}#]+")
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
+
+
+class InvalidValueError(Exception):
+    """A value is wrong. The message says how, and the remedy; it holds no secret and does not name the setting."""
+
+
+def text(value: object) -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str):
+        raise InvalidValueError("is not a text: put it in quotes")
+    _refuse("is empty: set it, or leave it out", when=not value)
+    # A byte that is not UTF-8 is a surrogate in the environment's texts.
+    _refuse("holds a NUL, or bytes that are not UTF-8: write it again", when=re.search("[\0\ud800-\udfff]", value))
+    return value
+
+
+def path(value: object) -> Path:
+    """The path of a file, which need not exist."""
+    return Path(text(value))
+
+
+def number(value: object, least: int = 1) -> int:
+    """A whole number, or its decimal digits."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidValueError(f"is not a whole number of {least} or more")
+    return value
+
+
+def address(value: object) -> tuple[str, int]:
+    """The host and port to listen on; without a host, any IPv4 address of the machine."""
+    match = _ADDRESS.fullmatch(text(value))
+    if match is None or int(match["port"]) > _LARGEST_PORT:
+        raise InvalidValueError("is not host:port, such as 0.0.0.0:8443 or [::]:8443")
+    return match["v6"] or match["host"] or "0.0.0.0", int(match["port"])  # noqa: S104
+
+
+def networks(value: object) -> tuple[Network, ...]:
+    """IP addresses and networks: a list, or a text with commas between them."""
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        raise InvalidValueError('is not a list: write it as ["127.0.0.1", "10.0.0.0/8"]')
+    return tuple(_network(text(part)) for part in parts)
+
+
+def _network(part: str) -> Network:
+    try:
+        network = ip_network(part)
+    except ValueError as error:
+        raise InvalidValueError(
+            f"{part!r} is no address, nor a network with all bits after its prefix 0, such as 10.0.0.0/8"
+        ) from error
+    everybody = f"{part} is everybody, and anybody could say to be anyone: name your proxies"
+    _refuse(everybody, when=network.prefixlen == 0)
+    return network
+
+
+def callback_url(value: object) -> str:
+    """A URL that can be registered with MetaStudio, exactly as written."""
+    url = text(value)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        # The error's own text would show the URL, and with it what may be a secret.
+        raise InvalidValueError("is not a URL: write https://, the host, the path and nothing odd") from error
+    _refuse("does not begin with https://, and MetaStudio takes nothing else", when=parts.scheme != "https")
+    _refuse(f"has {len(url)} characters; MetaStudio takes at most {_LONGEST_URL}", when=len(url) > _LONGEST_URL)
+    _refuse(
+        "is not a URL that can be registered: it needs a host, and takes no user, fragment, blank or other character"
+        " that has to be percent-encoded",
+        when=not host or port == 0 or "@" in parts.netloc or not _URL_CHARACTERS.fullmatch(url),
+    )
+    names = {unquote(pair.partition("=")[0]).lower() for pair in parts.query.split("&")}
+    signature = {SECRET_PARAMETER.lower(), TIME_PARAMETER.lower()}
+    _refuse(f"holds {SECRET_PARAMETER} or {TIME_PARAMETER}, which MetaStudio adds: remove", when=names & signature)
+    _refuse("has the path /healthz, which is taken: choose another", when=callback_path(url) == b"/healthz")
+    return url
+
+
+def auth_type(value: object) -> AuthType:
+    """One of the vendor's auth types that this receiver serves."""
+    name = text(value)
+    _refuse("MEITUAN_DEFAULT is Meituan's own scheme, for its API alone: use MSS_A", when=name == "MEITUAN_DEFAULT")
+    _refuse(f"{name!r} is none of {', '.join(AuthType)}", when=name not in list(AuthType))
+    return AuthType(name)
+
+
+def signature_form(value: object) -> str:
+    """The name of a signature form, or ``auto``."""
+    name = text(value)
+    _refuse(f"{name!r} is none of {AUTO}, {', '.join(FORMS)}", when=name not in (AUTO, *FORMS))
+    return name
+
+
+def key(value: object) -> str:
+    """A key that can be registered with MetaStudio."""
+    found = text(value)
+    _refuse("is blank, so anybody could sign: set it to the `key` of the registration", when=not found.strip())
+    _refuse(f"has {len(found)} characters; MetaStudio takes at most {_LONGEST_KEY}", when=len(found) > _LONGEST_KEY)
+    _refuse("begins or ends with a blank: remove it, there and in the registration", when=found != found.strip())
+    return found
+
+
+def key_or_none(value: object) -> str:
+    """A key, or the empty text for none."""
+    return "" if value == "" else key(value)
+
+
+def key_in_file(value: object) -> str:
+    """The key that the named file holds, without the line end that editors add."""
+    try:
+        content = path(value).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        # Without the path, in case somebody set it to the key itself.
+        raise InvalidValueError(f"{problem}: name a file that holds the key alone") from error
+    return key(content.removesuffix("\n"))
+
+
+def database_url(value: object) -> str:
+    """The URL of a database of a supported kind, with a name."""
+    url = text(value)
+    try:
+        driver, database = make_url(url).drivername, make_url(url).database
+    except (ArgumentError, ValueError):
+        driver, database = "", None
+    _refuse("names no driver: begin it with postgresql+psycopg://", when=driver == "postgresql")
+    supported = driver in ("sqlite", "postgresql+psycopg")
+    _refuse("is neither sqlite:///… nor postgresql+psycopg://…", when=not supported)
+    nameless = database in (None, "", ":memory:")
+    _refuse("names no database: end it with a file (sqlite) or a database's name", when=nameless)
+    return url
+
+
+def _refuse(problem: str, *, when: object) -> None:
+    if when:
+        raise InvalidValueError(problem)
