@@ -32,7 +32,9 @@ class EndpointSettings:
     live_event_type_callback_url: str = setting(
         parsers.callback_url, DEFAULT_URL, "The URL, exactly as registered.", mask=lambda endpoint: endpoint.public_url
     )
-    auth_type: AuthType = setting(parsers.auth_type, AuthType.MSS_A, "`MSS_A`, `MSS_A_HEAD` or `NONE`, as registered.")
+    auth_type: AuthType = setting(
+        parsers.auth_type, AuthType.MSS_A, "How callbacks are signed: `MSS_A`, `MSS_A_HEAD` or `NONE`."
+    )
     key: str = setting(
         parsers.key,
         "",
@@ -47,7 +49,7 @@ class EndpointSettings:
         mask=lambda endpoint: _MASK if endpoint.previous_key else "",
     )
     signature_form: str = setting(
-        parsers.signature_form, AUTO, "`auto`, or the one [signature form](#signature-forms) to accept."
+        parsers.signature_form, AUTO, "The name of the one signature form to accept, or `auto` for all."
     )
     timestamp_tolerance: float = setting(
         parsers.number, 300, "Seconds that the signed time may differ from the clock, either way."
@@ -98,7 +100,7 @@ class Settings:
     database_url: str = setting(
         parsers.database_url,
         "sqlite:///var/receiver.db",
-        "`sqlite:///PATH` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`.",
+        "The database, as `sqlite:///PATH` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`.",
         mask=lambda settings: settings.public_database_url,
     )
     max_body_bytes: int = setting(parsers.number, 2**20, "Bytes of the largest body that is accepted.")
