@@ -89,16 +89,15 @@ def show_config(name: str | None, *, registration: bool) -> None:
 
 
 def _announce(settings: Settings) -> None:
-    scheme = "https" if settings.tls_certificate else "http"
-    host, port = settings.operations_listen
-    lines = [f"Receiving on {scheme}://{settings.listen[0]}:{settings.listen[1]}, until Ctrl-C."]
+    shown = masked(settings)
+    lines = [f"Receiving on {'https' if settings.tls_certificate else 'http'}://{shown['listen']}, until Ctrl-C."]
     if not settings.tls_certificate:
         lines.append("  This is plain HTTP: MetaStudio needs HTTPS, so put a proxy in front that ends TLS.")
     lines += [f"  register      {one.public_url} with auth_type {one.auth_type}" for one in settings.endpoints]
     lines += [
         "  key and JSON  receiver config --registration",
-        f"  metrics       http://{host}:{port}/metrics",
-        f"  database      {masked(settings)['database_url']}",
+        f"  metrics       http://{shown['operations_listen']}/metrics",
+        f"  database      {shown['database_url']}",
         "  next          receiver simulate (or make demo) in a second terminal",
     ]
     click.echo("\n".join(lines))

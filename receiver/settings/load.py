@@ -23,12 +23,12 @@ from receiver.settings.settings import EndpointSettings, Settings
 
 DEFAULT_FILE = "receiver.toml"
 _CONFIG = variable("config")
-_REFERENCE = "docs/reference/settings.md"
 _SHORTEST_URL_SECRET = 16
 _ENDPOINT, _PROCESS = declared(EndpointSettings), declared(Settings)
 _ALL = _ENDPOINT | _PROCESS
 _VARIABLES = {name: variable(name) for name in _ALL}
-# Set by Kubernetes for each Service, and by Docker for each link, whose name begins with "receiver".
+# What Kubernetes sets for a Service, and Docker for a linked container, whose name begins with "receiver". No setting
+# may have such a name.
 _SERVICE_LINK = re.compile(
     r"RECEIVER_(\w+_)?(SERVICE_HOST=|SERVICE_PORT(_\w+)?=|PORT=\w+://|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=|NAME=/|ENV_\w+=)"
 )
@@ -90,11 +90,12 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _refuse_unknown(given: Iterable[str], known: Mapping[str, str]) -> None:
-    """Refuse the first name that is no value of `known`, whose keys are the names without prefix, in small letters."""
+    """Refuse a name that is not among the values of `known`. Its keys are what a misspelt name is compared with."""
     for name in given:
         if name not in known.values():
             close = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), known, 1)
-            remedy = f"did you mean `{known[close[0]]}`?" if close else f"remove it; {_REFERENCE} lists all settings"
+            other = "remove it; docs/reference/settings.md lists all settings"
+            remedy = f"did you mean `{known[close[0]]}`?" if close else other
             raise SettingsError(f"{name if name.isidentifier() else repr(name)}: is no setting: {remedy}")
 
 

@@ -33,7 +33,7 @@ def text(value: object) -> str:
     if not isinstance(value, str):
         raise InvalidValueError("is not a text: put it in quotes")
     _refuse("is empty: set it, or leave it out", when=not value)
-    # A byte that is not UTF-8 is a surrogate in the environment's texts.
+    # In os.environ a byte that is not UTF-8 is a lone surrogate.
     _refuse("holds a NUL, or bytes that are not UTF-8: write it again", when=re.search("[\0\ud800-\udfff]", value))
     return value
 
@@ -75,8 +75,8 @@ def _network(part: str) -> Network:
         raise InvalidValueError(
             f"{part!r} is no address, nor a network with all bits after its prefix 0, such as 10.0.0.0/8"
         ) from error
-    everybody = f"{part} is everybody, and anybody could say to be anyone: name your proxies"
-    _refuse(everybody, when=network.prefixlen == 0)
+    everywhere = f"{part} is every address, so that any client could say it is another: name your proxies"
+    _refuse(everywhere, when=network.prefixlen == 0)
     return network
 
 
