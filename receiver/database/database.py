@@ -15,7 +15,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from receiver.database.engine import READ_ONLY, Deadline, connect
 from receiver.database.insert import Key, Row, given, in_json, insert_new
 from receiver.database.job_ranges import narrow, of_job
-from receiver.database.migration import REVISION, REVISION_IN_USE, require_revision, revision_of, upgrade
+from receiver.database.migration import REVISION, require_revision, require_revision_still, revision_of, upgrade
 from receiver.database.schema import events, quarantine, streams
 from receiver.protocol.events import StreamState
 
@@ -200,8 +200,7 @@ class Database:
         if newest:
             self._set_streams(connection, newest)
         # Afterwards: a migration that the rows had to wait for is done by now.
-        if connection.scalar(REVISION_IN_USE) != REVISION:
-            require_revision(connection)
+        require_revision_still(connection)
         return stored
 
     def _set_streams(self, connection: Connection, rows: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""The schema's revision, and the way to this program's."""
+"""The schema's revision, and the migrations that bring it to this program's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 REVISION = "0002"  # of this program's schema: the newest in `migrations/`
-REVISION_IN_USE = text("SELECT version_num FROM alembic_version")
+
+_READ_REVISION = text("SELECT version_num FROM alembic_version")
+_PACKAGE = Path(__file__).parents[1]
+# In the wheel the migrations are inside the package, in a checkout beside it.
+_MIGRATIONS = next(path for path in (_PACKAGE / "migrations", _PACKAGE.parent / "migrations") if path.is_dir())
 
 
 class SchemaError(Exception):
@@ -22,7 +26,7 @@ def revision_of(connection: Connection) -> str | None:
     """The revision of the database's schema, None where there is none; raises `SchemaError` where it is newer."""
     if not inspect(connection).has_table("alembic_version"):
         return None
-    revision: str | None = connection.scalar(REVISION_IN_USE)
+    revision: str | None = connection.scalar(_READ_REVISION)
     if revision not in (None, REVISION) and not _is_known(revision):
         raise SchemaError(
             f"the database's schema is at revision {revision}, which is newer than this receiver: upgrade the receiver,"
@@ -41,27 +45,39 @@ def require_revision(connection: Connection) -> None:
         )
 
 
+def require_revision_still(connection: Connection) -> None:
+    """The same where the schema was right before: one query, if it still is."""
+    if connection.scalar(_READ_REVISION) != REVISION:
+        require_revision(connection)
+
+
 def upgrade(connection: Connection) -> None:
     """Bring the schema to this program's revision."""
-    from alembic import command  # noqa: PLC0415 (takes a third of a start's time, and nearly all do without)
+    from alembic import command  # noqa: PLC0415 (a third of the time that a start takes, and rarely needed)
 
     config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
 
+def execute_sql_file(connection: Connection, revision: str, name: str) -> None:
+    """Execute `migrations/sql/REVISION/NAME.sql`, or where the databases differ `NAME.sqlite.sql` or the other."""
+    folder = _MIGRATIONS / "sql" / revision
+    files = (folder / f"{name}.sql", folder / f"{name}.{connection.dialect.name}.sql")
+    (statement,) = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+    # Without parameters the driver leaves `%` alone, and psycopg takes several statements.
+    connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
 def _is_known(revision: str) -> bool:
-    from alembic.script import ScriptDirectory  # noqa: PLC0415 (likewise)
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 (as above)
 
     return revision in {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
 
 
 def _alembic() -> Config:
-    from alembic.config import Config  # noqa: PLC0415 (likewise)
+    from alembic.config import Config  # noqa: PLC0415 (as above)
 
-    here = Path(__file__).parents[1]
-    # In the wheel the migrations lie inside the package, in a checkout beside it.
-    folder = next(path for path in (here / "migrations", here.parent / "migrations") if path.is_dir())
     config = Config()
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     return config
