@@ -13,7 +13,7 @@ from receiver.cli.history import history
 from receiver.cli.options import config_option
 from receiver.cli.sending import doctor, send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
-from receiver.database.database import RefusedError, problem_of
+from receiver.database.errors import RefusedError, problem_of
 from receiver.database.migration import SchemaError
 from receiver.journal.journal import JournalError
 from receiver.server.sockets import ListenError

@@ -15,7 +15,8 @@ from sqlalchemy import make_url
 
 from receiver.cli.options import config_option, open_database, open_url
 from receiver.database import quarantine as quarantined
-from receiver.database.copy import copy
+from receiver.database.copy import copy, count_rows
+from receiver.database.prune import count_older, delete_older
 from receiver.settings.parsers import InvalidValueError, database_url
 
 
@@ -47,12 +48,12 @@ def prune(age: tuple[str, timedelta], *, dry_run: bool) -> None:
     """
     database = open_database()
     before = datetime.now(UTC) - age[1]
-    doomed = database.count_older(before)
-    deleted = Counter(doomed if dry_run else {})
+    older = count_older(database, before)
+    deleted = Counter(older if dry_run else {})
     if not dry_run:
         with Progress(transient=True, console=Console(stderr=True)) as progress:
-            bar = progress.add_task("Deleting", total=sum(doomed.values()))
-            for table, count in database.prune(before):
+            bar = progress.add_task("Deleting", total=sum(older.values()))
+            for table, count in delete_older(database, before):
                 deleted[table] += count
                 progress.advance(bar, count)
     counts = f"{deleted['events']} events, {deleted['quarantine']} quarantined, {deleted['streams']} streams"
@@ -73,7 +74,7 @@ def copy_database(source_url: str) -> None:
     source.check_schema()
     events = quarantined = 0
     with Progress(transient=True, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("Copying", total=sum(source.sizes().values()))
+        bar = progress.add_task("Copying", total=count_rows(source))
         for copied in copy(source, target):
             events += copied.events
             quarantined += copied.quarantined

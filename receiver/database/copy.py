@@ -1,20 +1,23 @@
-"""All that one database holds, brought into another."""
+"""Copies all that one database holds into another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Column, Table
+from sqlalchemy import Column, Table, func, literal, select, tuple_
 
-from receiver.database.database import Database, RefusedError, Stored
+from receiver.database.database import Database, Stored
+from receiver.database.errors import RefusedError
 from receiver.database.insert import Row
+from receiver.database.rows import delivery_columns
 from receiver.database.schema import events, quarantine, streams
 
 _BATCH = 200  # rows, which may be of a MiB each
 
-# What each table is unique by, and is read in the order of.
-KEYS: dict[Table, tuple[Column[object], ...]] = {
+# The unique key of each table, in whose order it is read. Streams come after the events, which make some of them:
+# others are left of jobs whose events were pruned.
+_KEYS: dict[Table, tuple[Column[object], ...]] = {
     events: (events.c.sent_at, events.c.digest),
     quarantine: (quarantine.c.sent_at, quarantine.c.digest),
     streams: (streams.c.job_id,),
@@ -22,30 +25,43 @@ KEYS: dict[Table, tuple[Column[object], ...]] = {
 
 
 class Copied(NamedTuple):
-    """A batch that is in the target: of how many rows, and how many of them it did not have before."""
+    """A batch that is stored in the target: how many rows, and how many events and quarantined rows were new."""
 
     rows: int
     events: int
     quarantined: int
 
 
+def count_rows(database: Database) -> int:
+    """How many rows there are to copy."""
+    with database.reading() as connection:
+        return sum(connection.scalar(select(func.count()).select_from(table)) or 0 for table in _KEYS)
+
+
 def copy(source: Database, target: Database) -> Iterator[Copied]:
     """Store in `target` what is in `source`, batch by batch, each in a transaction.
 
-    What is there already stays as it is, so that this can be broken off and done again, also while receivers store into
-    either. An event that the target refuses goes to its quarantine as ``refused``.
+    Rows that the target has stay as they are, so it can be interrupted and repeated, also while receivers store into
+    either. An event that the target refuses goes to its quarantine, with the reason ``refused``.
     """
-    for table, key in KEYS.items():
+    for table, key in _KEYS.items():
         after: Row | None = None
-        while rows := source.page(table, key, limit=_BATCH, after=after):
-            stored = _put(target, table, rows)
+        while rows := _read(source, table, key, after):
+            stored = _store(target, table, rows)
             yield Copied(len(rows), sum(len(one.events) for one in stored), sum(len(one.quarantine) for one in stored))
             after = rows[-1]
 
 
-def _put(target: Database, table: Table, rows: Sequence[Row]) -> list[Stored]:
+def _read(source: Database, table: Table, key: Sequence[Column[object]], after: Row | None) -> list[Row]:
+    """The next rows in the order of the key, without their ids."""
+    query = select(*(column for column in table.c if column.name != "id")).order_by(*key).limit(_BATCH)
+    if after is not None:
+        query = query.where(tuple_(*key) > tuple_(*(literal(after[one.name], one.type) for one in key)))
+    return source.read(query)
+
+
+def _store(target: Database, table: Table, rows: Sequence[Row]) -> list[Stored]:
     if table is streams:
-        # After the events, of which they are made too: `prune` may have left a job's state without its events.
         target.store_streams(rows)
         return []
     if table is quarantine:
@@ -53,12 +69,11 @@ def _put(target: Database, table: Table, rows: Sequence[Row]) -> list[Stored]:
     try:
         return [target.store(rows, [])]
     except RefusedError:
-        return [_put_alone(target, row) for row in rows]
+        return [_store_alone(target, row) for row in rows]
 
 
-def _put_alone(target: Database, row: Row) -> Stored:
+def _store_alone(target: Database, row: Row) -> Stored:
     try:
         return target.store([row], [])
     except RefusedError:
-        kept = {name: row[name] for name in ("endpoint", "sent_at", "received_at", "digest")}
-        return target.store([], [kept | {"reason": "refused", "body": row["body"].encode()}])
+        return target.store([], [delivery_columns(row) | {"reason": "refused", "body": row["body"].encode()}])

@@ -1,4 +1,4 @@
-"""Connections to the database, set up so that nothing waits for ever and every transaction is one."""
+"""Connections to SQLite or PostgreSQL, with explicit transactions, and with limits to every wait."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url
 
-if TYPE_CHECKING:  # the driver takes a tenth of a second to load, and who has SQLite does without
+if TYPE_CHECKING:  # the driver takes a tenth of a second to load, and is not needed for SQLite
     from psycopg import Connection as PostgreSQLConnection
 
-_DEADLINE = 15.0  # seconds for a transaction, connecting aside; the server's own limits come first
+_DEADLINE = 15.0  # seconds for a transaction, without connecting: longer than the server's own limits
 READ_ONLY = "read_only"  # the execution option of a transaction that writes nothing
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another's SQLite transaction
-# A connection that breaks in silence leaves its transaction open, with locks on keys that are to be written again:
-# the server ends it when nothing has come for a while. To compile a query costs more than any of ours takes.
+# idle_in_transaction: when a connection is lost without a word, its transaction holds locks on keys that are about to
+# be written again, until the server ends it. jit: compiling a query takes longer than any of ours.
 _SERVER_LIMITS = (
     "-c statement_timeout=10s -c lock_timeout=5s -c idle_in_transaction_session_timeout=10s -c timezone=UTC -c jit=off"
 )
@@ -48,14 +48,14 @@ def connect(url: str) -> Engine:
 
 
 def _make_file(_dialect: Dialect, _record: object, args: tuple[str, ...], _options: object) -> None:
-    """Make the file that is to be connected to, for its owner alone: SQLite gives its rights to all beside it."""
+    """Create the file, readable by its owner alone: SQLite gives the files beside it the same permissions."""
     path = Path(args[0])
-    if args[0].startswith("file:"):  # a URI, of which SQLite makes what it says
+    if args[0].startswith("file:"):  # a URI, which SQLite reads itself
         return
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    except OSError as error:  # which is the database's trouble like any other
+    except OSError as error:  # reported like any other error of the database
         raise sqlite3.OperationalError(f"{path}: {error.strerror}") from error
 
 
@@ -67,7 +67,7 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    # Two that make one new file a WAL database do not wait for each other, whatever their timeout: try again.
+    # Where two processes do this to one new file, SQLite does not wait for its timeout: try again.
     give_up_at = time.monotonic() + _BUSY_TIMEOUT
     while True:
         try:
@@ -86,21 +86,21 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 class Deadline:
-    """Cuts off what a PostgreSQL server keeps waiting.
+    """Ends a transaction that a PostgreSQL server does not answer, by shutting down the socket on this side.
 
-    The server's own timeouts, and TCP's, do not help when it is frozen: its kernel still acknowledges. Shutting the
-    socket down on this side ends the wait with an error.
+    The server's own timeouts, and TCP's, do not help when it is frozen: its kernel still acknowledges.
     """
 
     def __init__(self, engine: Engine, seconds: float = _DEADLINE) -> None:
         self._seconds = seconds
         self._connections: WeakSet[PostgreSQLConnection[Any]] = WeakSet()
         if engine.dialect.name == "postgresql":
-            event.listen(engine, "do_connect", self._connect)
+            # First: what SQLAlchemy asks of a new connection may have to be cut off too.
+            event.listen(engine, "connect", self._remember, insert=True)
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """End what is done inside after so many seconds."""
+        """Shut the connections down if the block takes longer than the deadline."""
         timer = threading.Timer(self._seconds, self._cut)
         timer.daemon = True
         timer.start()
@@ -109,10 +109,8 @@ class Deadline:
         finally:
             timer.cancel()
 
-    def _connect(self, dialect: Dialect, _record: object, args: list[Any], options: dict[str, Any]) -> Any:  # noqa: ANN401
-        connection = cast("PostgreSQLConnection[Any]", dialect.connect(*args, **options))
+    def _remember(self, connection: PostgreSQLConnection[Any], _record: object) -> None:
         self._connections.add(connection)
-        return connection
 
     def _cut(self) -> None:
         for connection in list(self._connections):

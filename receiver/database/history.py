@@ -1,23 +1,16 @@
-"""What happened: the latest jobs, and all of one job, read from the views over a connection that only reads."""
+"""The latest jobs, and the history of one job, read from the views."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from itertools import zip_longest
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, TableClause, func, select, true
+from sqlalchemy import ColumnElement, Connection, Select, Table, func, select, true
 
+from receiver.database import schema
 from receiver.database.insert import Row
-from receiver.database.schema import (
-    jobs,
-    live_jobs,
-    reply_command_finish,
-    rtmp_stream_state_change,
-    script_timeline,
-    stream_sessions,
-)
+from receiver.database.schema import jobs, live_jobs
 from receiver.protocol.events import EventType
 
 LATEST = 20
@@ -38,14 +31,14 @@ _IDS_A_QUERY = 500  # far below the number of parameters that a database takes
 
 
 class UnknownJobError(Exception):
-    """No job, or more than one, is meant. The message names those that could be, as they came: it is not escaped."""
+    """No job, or more than one, has an id that begins so. The message quotes ids as they were sent: not escaped."""
 
 
 class JobHistory(NamedTuple):
-    """One job: its row of `live_jobs`, its rows of `stream_sessions`, and all that happened, in order of time.
+    """One job: its row of `live_jobs`, its rows of `stream_sessions`, and its timeline, in order of time.
 
-    A row of the timeline has the columns of `TIMELINE`: a state lasts until the next one, a paragraph as in
-    `script_timeline`; a reply takes no time.
+    A row of the timeline has the columns of `TIMELINE`, and is a state, which lasts until the next one, a paragraph of
+    `script_timeline`, or a reply, which takes no time.
     """
 
     live_job: Row
@@ -54,7 +47,7 @@ class JobHistory(NamedTuple):
 
 
 def latest_jobs(connection: Connection, *, room: str = "", since: datetime | None = None) -> list[Row]:
-    """Rows of `live_jobs`, the latest event first: all with an event since then, or else the 20 latest.
+    """Rows of `live_jobs`, the latest event first: all with an event since a time, or the 20 latest.
 
     `room` is what the room's id begins with.
     """
@@ -86,39 +79,34 @@ def find_job(connection: Connection, prefix: str, *, room: str = "") -> str:
 
 
 def job_history(connection: Connection, job_id: str, *, since: datetime | None = None) -> JobHistory:
-    """All that is there of a job; with `since`, of its timeline only what was not over by then.
+    """The history of a job; with `since`, the timeline leaves out what had ended by then.
 
-    Raises `UnknownJobError` where nothing is there.
+    Raises `UnknownJobError` where no event of the job is left.
     """
 
-    def rows(view: TableClause, began: str, then: str) -> list[Row]:
+    def rows(view: Table, began: str, then: str) -> list[Row]:
         ordered = select(view).where(view.c.job_id == job_id).order_by(view.c[began], view.c[then].nulls_last())
         return _rows(connection, ordered)
 
     found = _rows(connection, select(live_jobs).where(live_jobs.c.job_id == job_id))
     if not found:  # it was pruned a moment ago
         raise UnknownJobError(f"nothing is left of job {job_id}")
+    states = rows(schema.rtmp_stream_state_change, "sent_at", "received_at")
+    state_ends = [row["sent_at"] for row in states[1:]] + [None]
+    paragraphs = rows(schema.script_timeline, "started_at", "ended_at")
+    replies = rows(schema.reply_command_finish, "sent_at", "received_at")
+    # This order holds within one second: the state comes before what was played in it.
     timeline = [
-        *_states(rows(rtmp_stream_state_change, "sent_at", "received_at")),
         *(
-            _moment(EventType.SHOOT_SCRIPT_SWITCH, row["started_at"], row["ended_at"], row)
-            for row in rows(script_timeline, "started_at", "ended_at")
+            _moment(EventType.RTMP_STREAM_STATE_CHANGE, row["sent_at"], end, row)
+            for row, end in zip(states, state_ends, strict=False)
         ),
-        *(
-            _moment(EventType.REPLY_COMMAND_FINISH, row["sent_at"], row["sent_at"], row)
-            for row in rows(reply_command_finish, "sent_at", "received_at")
-        ),
+        *(_moment(EventType.SHOOT_SCRIPT_SWITCH, row["started_at"], row["ended_at"], row) for row in paragraphs),
+        *(_moment(EventType.REPLY_COMMAND_FINISH, row["sent_at"], row["sent_at"], row) for row in replies),
     ]
     shown = [row for row in timeline if since is None or row["ended_at"] is None or row["ended_at"] >= since]
-    sessions = rows(stream_sessions, "connected_at", "disconnected_at")
-    # In one second: the state, then what was played in it.
+    sessions = rows(schema.stream_sessions, "connected_at", "disconnected_at")
     return JobHistory(found[0], sessions, sorted(shown, key=lambda row: row["at"]))
-
-
-def _states(changes: list[Row]) -> Iterator[Row]:
-    ends = [row["sent_at"] for row in changes[1:]]
-    for row, end in zip_longest(changes, ends):
-        yield _moment(EventType.RTMP_STREAM_STATE_CHANGE, row["sent_at"], end, row)
 
 
 def _moment(event_type: EventType, at: datetime, ended_at: datetime | None, row: Row) -> Row:
@@ -128,7 +116,7 @@ def _moment(event_type: EventType, at: datetime, ended_at: datetime | None, row:
 
 
 def _begins(column: ColumnElement[str | None], prefix: str) -> ColumnElement[bool]:
-    # Not LIKE: an id may hold its wildcards, and SQLite's takes no notice of case.
+    # Not LIKE: an id may contain its wildcards, and on SQLite it ignores case.
     return func.substr(column, 1, len(prefix)) == prefix if prefix else true()
 
 

@@ -1,4 +1,4 @@
-"""Many rows into a table at once, and which of them were new: the one statement that each database is quickest with."""
+"""Inserts of many rows at once, which tell the new rows from repeats: for each database its fastest statement."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.dml import ReturningInsert
 
 Row = dict[str, Any]
-Key = tuple[datetime, bytes]  # (sent_at, digest): what makes a delivery the same one
+Key = tuple[datetime, bytes]  # (sent_at, digest), by which a repeat is known
 
 _TIMES = ("sent_at", "received_at")
 
 
+def distinct(rows: Sequence[Row]) -> dict[Key, Row]:
+    """The rows by key, of exact repeats the first.
+
+    In the order of the keys, so that receivers that share a database cannot deadlock.
+    """
+    first = {(row["sent_at"], row["digest"]): row for row in reversed(rows)}
+    return dict(sorted(first.items(), key=lambda one: one[0]))
+
+
 def insert_new(connection: Connection, table: Table, rows: Mapping[Key, Row]) -> set[Key]:
-    """Insert the rows whose keys are not there yet, and return those keys. A row has the table's columns but `id`."""
+    """Insert the rows whose keys are new, and return those keys. A row has the table's columns except `id`."""
     if not rows:
         return set()
     insert = _insert_sqlite if connection.dialect.name == "sqlite" else _insert_postgresql
@@ -27,47 +36,47 @@ def insert_new(connection: Connection, table: Table, rows: Mapping[Key, Row]) ->
 
 
 def _insert_postgresql(connection: Connection, table: Table, rows: Mapping[Key, Row]) -> set[Key]:
-    new = connection.execute(_new_from_json(table), {"rows": in_json(list(rows.values()))})
+    new = connection.execute(_insert_json(table), {"rows": rows_as_json(list(rows.values()))})
     return {(sent_at, digest) for sent_at, digest in new}
 
 
 @cache
-def _new_from_json(table: Table) -> ReturningInsert[Any]:
+def _insert_json(table: Table) -> ReturningInsert[Any]:
     names = [one.name for one in table.columns if one.name != "id"]
-    insert = postgresql.insert(table).from_select(names, given(table, names))
+    insert = postgresql.insert(table).from_select(names, rows_from_json(table, names))
     return insert.on_conflict_do_nothing().returning(table.c.sent_at, table.c.digest)
 
 
-def given(table: Table, names: Sequence[str]) -> Select[Any]:
-    """The rows, of these columns of `table`, that PostgreSQL is given as JSON in the one parameter `rows`.
+def rows_from_json(table: Table, names: Sequence[str]) -> Select[Any]:
+    """Rows with these columns of `table`, from the JSON in the one parameter `rows`: for PostgreSQL.
 
-    A statement with thousands of parameters costs six times as much. And many rows given one by one are a pipeline
-    to the driver, which ends in a state that ``idle_in_transaction_session_timeout`` does not see.
+    Thousands of parameters take six times as long. And rows that are sent one by one are a pipeline to the driver,
+    in a state to which the server does not apply ``idle_in_transaction_session_timeout``.
     """
     binary = {name for name in names if isinstance(table.c[name].type, LargeBinary)}
-    kinds = [column(name, Text() if name in binary else table.c[name].type) for name in names]
+    columns = [column(name, Text() if name in binary else table.c[name].type) for name in names]
     parsed = func.json_to_recordset(cast(bindparam("rows", type_=Text()), postgresql.JSON))
-    rows = parsed.table_valued(*kinds, name="given").render_derived(with_types=True)
+    rows = parsed.table_valued(*columns, name="given").render_derived(with_types=True)
     return select(*(func.decode(one, "hex") if one.name in binary else one for one in rows.columns))
 
 
-def in_json(rows: Sequence[Row]) -> str:
-    """The rows as `given` reads them."""
-    return json.dumps(rows, ensure_ascii=False, default=_in_json)
+def rows_as_json(rows: Sequence[Row]) -> str:
+    """The rows as `rows_from_json` reads them."""
+    return json.dumps(rows, ensure_ascii=False, default=_as_json)
 
 
-def _in_json(value: datetime | bytes) -> str:
+def _as_json(value: datetime | bytes) -> str:
     return value.hex() if isinstance(value, bytes) else value.isoformat()
 
 
 def _insert_sqlite(connection: Connection, table: Table, rows: Mapping[Key, Row]) -> set[Key]:
-    """The driver's own loop; the transaction is the only writer, so that new rows are those with new ids."""
+    # The driver's own loop. This transaction is the only one that writes, so the new rows are those with new ids.
     names = [column.name for column in table.columns if column.name != "id"]
     last = connection.scalar(select(func.max(table.c.id))) or 0
     inserted = connection.exec_driver_sql(
         f"INSERT INTO {table.name} ({', '.join(names)}) VALUES (:{', :'.join(names)})"  # noqa: S608 (our own names)
         " ON CONFLICT DO NOTHING",
-        [row | {name: _in_sqlite(row[name]) for name in _TIMES} for row in rows.values()],
+        [row | {name: _as_sqlite_text(row[name]) for name in _TIMES} for row in rows.values()],
     )
     if inserted.rowcount == len(rows):
         return set(rows)
@@ -75,6 +84,6 @@ def _insert_sqlite(connection: Connection, table: Table, rows: Mapping[Key, Row]
     return {(sent_at, digest) for sent_at, digest in new}
 
 
-def _in_sqlite(time: datetime) -> str:
-    """As SQLAlchemy writes and SQLite's date functions read it."""
+def _as_sqlite_text(time: datetime) -> str:
+    # As SQLAlchemy writes times, and SQLite's date functions read them.
     return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
-if TYPE_CHECKING:
-    from alembic.config import Config
-
 REVISION = "0002"  # of this program's schema: the newest in `migrations/`
+READ_REVISION = text("SELECT version_num FROM alembic_version")
 
-_READ_REVISION = text("SELECT version_num FROM alembic_version")
 _PACKAGE = Path(__file__).parents[1]
 # In the wheel the migrations are inside the package, in a checkout beside it.
 _MIGRATIONS = next(path for path in (_PACKAGE / "migrations", _PACKAGE.parent / "migrations") if path.is_dir())
@@ -26,8 +22,8 @@ def revision_of(connection: Connection) -> str | None:
     """The revision of the database's schema, None where there is none; raises `SchemaError` where it is newer."""
     if not inspect(connection).has_table("alembic_version"):
         return None
-    revision: str | None = connection.scalar(_READ_REVISION)
-    if revision not in (None, REVISION) and not _is_known(revision):
+    revision: str | None = connection.scalar(READ_REVISION)
+    if revision is not None and revision > REVISION:  # they are numbered
         raise SchemaError(
             f"the database's schema is at revision {revision}, which is newer than this receiver: upgrade the receiver,"
             " or set `database_url` to another database"
@@ -45,19 +41,14 @@ def require_revision(connection: Connection) -> None:
         )
 
 
-def require_revision_still(connection: Connection) -> None:
-    """The same where the schema was right before: one query, if it still is."""
-    if connection.scalar(_READ_REVISION) != REVISION:
-        require_revision(connection)
-
-
 def upgrade(connection: Connection) -> None:
     """Bring the schema to this program's revision."""
-    from alembic import command  # noqa: PLC0415 (a third of the time that a start takes, and rarely needed)
+    # Takes a third of the time that a start takes, and is rarely needed.
+    from alembic import command, config  # noqa: PLC0415
 
-    config = _alembic()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    settings = config.Config(attributes={"connection": connection})
+    settings.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    command.upgrade(settings, "head")
 
 
 def execute_sql_file(connection: Connection, revision: str, name: str) -> None:
@@ -67,17 +58,3 @@ def execute_sql_file(connection: Connection, revision: str, name: str) -> None:
     (statement,) = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
     # Without parameters the driver leaves `%` alone, and psycopg takes several statements.
     connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
-
-
-def _is_known(revision: str) -> bool:
-    from alembic.script import ScriptDirectory  # noqa: PLC0415 (as above)
-
-    return revision in {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
-
-
-def _alembic() -> Config:
-    from alembic.config import Config  # noqa: PLC0415 (as above)
-
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    return config

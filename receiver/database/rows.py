@@ -30,6 +30,11 @@ def quarantine_row(delivery: Delivery, reason: str) -> Row:
     return _delivered(delivery) | {"reason": str(reason), "body": delivery.body}
 
 
+def delivery_columns(row: Row) -> Row:
+    """The columns that do not come from the body: a row has them in either table."""
+    return {name: row[name] for name in ("endpoint", "sent_at", "received_at", "digest")}
+
+
 def _delivered(delivery: Delivery) -> Row:
     return {
         "endpoint": delivery.endpoint,

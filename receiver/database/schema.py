@@ -1,47 +1,28 @@
-"""The database's tables and views, as programs see them. What creates them is `migrations/`."""
+"""The database's tables and views, for programs to read and write. `migrations/` creates them."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    DateTime,
-    Dialect,
-    Float,
-    Identity,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    TableClause,
-    Text,
-    TypeDecorator,
-    UniqueConstraint,
-    column,
-    table,
-    text,
-)
+import sqlalchemy as sa
 
-metadata = MetaData()
+metadata = sa.MetaData()
 
 
-class UTCDateTime(TypeDecorator[datetime]):
+class UTCDateTime(sa.TypeDecorator[datetime]):
     """A point in time: TIMESTAMP WITH TIME ZONE on PostgreSQL; on SQLite text in UTC, as its date functions read it."""
 
-    impl = DateTime(timezone=True)
+    impl = sa.DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         """Take an aware datetime."""
         if value is None or dialect.name != "sqlite":
             return value
         return value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401, ARG002
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:  # noqa: ANN401, ARG002
         """Give an aware datetime in UTC."""
         if value is None:
             return None
@@ -49,99 +30,96 @@ class UTCDateTime(TypeDecorator[datetime]):
         return aware
 
 
-def _partial_index(name: str, *columns: str, where: str) -> Index:
-    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+def _partial_index(name: str, *columns: str, where: str) -> sa.Index:
+    return sa.Index(name, *columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
 
 
-def _id() -> Column[int]:
-    return Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(always=True), primary_key=True)
+def _id() -> sa.Column[int]:
+    number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+    return sa.Column("id", number, sa.Identity(always=True), primary_key=True)
 
 
-def _time(name: str) -> Column[datetime]:
-    return Column(name, UTCDateTime, nullable=False)
+def _time(name: str) -> sa.Column[datetime]:
+    return sa.Column(name, UTCDateTime, nullable=False)
 
 
-events = Table(
+events = sa.Table(
     "events",
     metadata,
     _id(),
-    Column("endpoint", Text, nullable=False),
-    Column("event_type", Text, nullable=False),
-    Column("room_id", Text),
-    Column("job_id", Text),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("event_type", sa.Text, nullable=False),
+    sa.Column("room_id", sa.Text),
+    sa.Column("job_id", sa.Text),
     _time("sent_at"),
     _time("received_at"),
-    Column("digest", LargeBinary, nullable=False),
-    Column("scene_script_name", Text),
-    Column("shoot_script_sequence_no", BigInteger),
-    Column("shoot_script_title", Text),
-    Column("output_url", Text),
-    Column("stream_key", Text),
-    Column("state", Text),
-    Column("reply_id", Text),
-    Column("body", Text, nullable=False),
-    UniqueConstraint("sent_at", "digest"),
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("scene_script_name", sa.Text),
+    sa.Column("shoot_script_sequence_no", sa.BigInteger),
+    sa.Column("shoot_script_title", sa.Text),
+    sa.Column("output_url", sa.Text),
+    sa.Column("stream_key", sa.Text),
+    sa.Column("state", sa.Text),
+    sa.Column("reply_id", sa.Text),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.UniqueConstraint("sent_at", "digest"),
     _partial_index("events_states", "job_id", "sent_at", where="state IS NOT NULL"),
 )
 
-quarantine = Table(
+quarantine = sa.Table(
     "quarantine",
     metadata,
     _id(),
     _time("received_at"),
-    Column("endpoint", Text, nullable=False),
+    sa.Column("endpoint", sa.Text, nullable=False),
     _time("sent_at"),
-    Column("reason", Text, nullable=False),
-    Column("digest", LargeBinary, nullable=False),
-    Column("body", LargeBinary, nullable=False),
-    UniqueConstraint("sent_at", "digest"),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.UniqueConstraint("sent_at", "digest"),
 )
 
-streams = Table(
+# The current state of each job's stream.
+streams = sa.Table(
     "streams",
     metadata,
-    Column("job_id", Text, primary_key=True),
-    Column("room_id", Text),
-    Column("output_url", Text),
-    Column("state", Text, nullable=False),
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("room_id", sa.Text),
+    sa.Column("output_url", sa.Text),
+    sa.Column("state", sa.Text, nullable=False),
     _time("since"),
     _time("received_at"),
     _partial_index("streams_open", "since", where="state <> 'END'"),
 )
 
-# Where a job's events are: from the first on, and none after `sent_until`. A trigger of `events` keeps it.
-jobs = Table(
+# In which range of `sent_at` each job's events are. The trigger `note_jobs` of `events` keeps it.
+jobs = sa.Table(
     "jobs",
     metadata,
-    Column("job_id", Text, primary_key=True),
-    Column("room_id", Text),
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("room_id", sa.Text),
     _time("first_sent_at"),
     _time("sent_until"),
-    Index("jobs_first_sent_at", "first_sent_at"),
-    Index("jobs_sent_until", "sent_until"),
+    sa.Index("jobs_first_sent_at", "first_sent_at"),
+    sa.Index("jobs_sent_until", "sent_until"),
 )
 
 
-_SQL_TYPES = {
-    "id": BigInteger,
-    "shoot_script_sequence_no": BigInteger,
-    "duration_seconds": Float,
-    "connected_seconds": Float,
-    **dict.fromkeys(("reconnects", "events", "paragraphs", "replies"), BigInteger),
-    **dict.fromkeys(
-        ("sent_at", "received_at", "connected_at", "disconnected_at", "started_at", "ended_at"), UTCDateTime
-    ),
-    **dict.fromkeys(("first_event_at", "last_event_at", "state_since"), UTCDateTime),
-}
+# Read like tables. Not in `metadata`, which is what Alembic compares with the database's tables.
+views = sa.MetaData()
 
 
-def _view(name: str, columns: str) -> TableClause:
-    return table(name, *(column(one, _SQL_TYPES.get(one, Text)) for one in columns.split()))
+def _view(name: str, columns: str) -> sa.Table:
+    # Only times need a type: SQLite gives them as text.
+    times = ("_at", "_since")
+    return sa.Table(
+        name, views, *(sa.Column(one, UTCDateTime if one.endswith(times) else None) for one in columns.split())
+    )
 
 
 _IDS = "id endpoint room_id job_id sent_at received_at"
 _PARAGRAPH = "scene_script_name shoot_script_sequence_no shoot_script_title"
-shoot_script_switch = _view("shoot_script_switch", f"{_IDS} {_PARAGRAPH}")
+_view("shoot_script_switch", f"{_IDS} {_PARAGRAPH}")
 rtmp_stream_state_change = _view("rtmp_stream_state_change", f"{_IDS} output_url state")
 reply_command_finish = _view("reply_command_finish", f"{_IDS} reply_id")
 stream_sessions = _view(
@@ -152,12 +130,4 @@ live_jobs = _view(
     "live_jobs",
     "room_id job_id first_event_at last_event_at state state_since"
     " connected_seconds reconnects events paragraphs replies",
-)
-VIEWS = (
-    shoot_script_switch,
-    rtmp_stream_state_change,
-    reply_command_finish,
-    stream_sessions,
-    script_timeline,
-    live_jobs,
 )

@@ -17,7 +17,8 @@ from datetime import datetime
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from receiver.database.database import Database, RefusedError, Stored, problem_of
+from receiver.database.database import Database, Stored
+from receiver.database.errors import RefusedError, problem_of
 from receiver.database.insert import Row
 from receiver.database.migration import SchemaError
 from receiver.database.rows import quarantine_row, to_row

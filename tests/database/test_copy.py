@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, select, text
 from receiver.cli import main
 from receiver.database.copy import copy
 from receiver.database.database import Database
+from receiver.database.prune import delete_older
 from receiver.database.rows import quarantine_row, to_row
 from receiver.database.schema import events, quarantine, streams
 from receiver.delivery import Delivery
@@ -47,7 +48,7 @@ def fill(url: str, count: int) -> None:
     doubtful = [Delivery("other", one.received_at, one.sent_at, one.digest, b"\xff\0" + one.body) for one in rows[::7]]
     with closing(Database(url)) as database:
         database.store([to_row(one) for one in rows], [quarantine_row(one, "not_utf8") for one in doubtful])
-        for _ in database.prune(BEGAN + timedelta(seconds=1)):
+        for _ in delete_older(database, BEGAN + timedelta(seconds=1)):
             pass
 
 

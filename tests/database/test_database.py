@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Executable, UniqueConstraint, create_engine, inspect, select, text
 
-from receiver.database.database import Database, RefusedError, problem_of
+from receiver.database.database import Database
+from receiver.database.errors import RefusedError, problem_of
 from receiver.database.insert import Key, Row
 from receiver.database.migration import REVISION, SchemaError
 from receiver.database.rows import quarantine_row, to_row
@@ -288,15 +289,16 @@ def test_job_is_in_order(database: Database) -> None:
 
 
 def test_release(database: Database, database_url: str) -> None:
-    """A row moves from the quarantine to the events with all that hangs on it; the second time it is a repeat."""
+    """A row moves from the quarantine to the events, and sets its stream; the second time it is a repeat."""
     rows = [suspect("stale", at, state="CONNECTED") for at in range(2)]
     database.store([], rows)
     first, second = database.quarantined(limit=10)
-    assert database.release(first["id"], event(0, state="CONNECTED")) is True
-    assert without_id(database.job("job")) == [event(0, state="CONNECTED")]
+    row = event(0, state="CONNECTED")
+    assert database.store([row], [], release=first["id"]).events == keys(row)
+    assert without_id(database.job("job")) == [row]
     assert database.quarantined(limit=10) == [second]
     assert stream(database_url, "job_id", "state") == [{"job_id": "job", "state": "CONNECTED"}]
-    assert database.release(second["id"], event(0, state="CONNECTED")) is False
+    assert database.store([row], [], release=second["id"]).events == set()
     assert database.quarantined(limit=10) == []
 
 
@@ -308,7 +310,7 @@ def test_release_is_all_or_nothing(database: Database) -> None:
     database.store([], [suspect("stale")])
     (row,) = database.quarantined(limit=10)
     with pytest.raises(RefusedError):
-        database.release(row["id"], event() | IMPOSSIBLE)
+        database.store([event() | IMPOSSIBLE], [], release=row["id"])
     assert database.quarantined(limit=10) == [row]
     assert database.job("job") == []
 

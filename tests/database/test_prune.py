@@ -19,6 +19,7 @@ from sqlalchemy import Table, create_engine, func, select, text
 
 from receiver.cli import main
 from receiver.database.database import Database
+from receiver.database.prune import count_older, delete_older
 from receiver.database.rows import quarantine_row, to_row
 from receiver.database.schema import events, jobs, quarantine, streams
 from receiver.delivery import Delivery
@@ -119,10 +120,10 @@ def test_exact_boundary(database_url: str) -> None:
     times = [before - DAY, before - MOMENT, before, before + MOMENT, before + DAY]
     put(database_url, times, times)
     with closing(Database(database_url)) as database:
-        assert database.count_older(before) == {"events": 2, "quarantine": 2, "streams": 0}
-        for _ in database.prune(before):
+        assert count_older(database, before) == {"events": 2, "quarantine": 2, "streams": 0}
+        for _ in delete_older(database, before):
             pass
-        assert database.count_older(before) == {"events": 0, "quarantine": 0, "streams": 0}
+        assert count_older(database, before) == {"events": 0, "quarantine": 0, "streams": 0}
     assert column(database_url, events, "sent_at") == column(database_url, quarantine, "sent_at") == times[2:]
 
 
@@ -179,13 +180,13 @@ def test_each_batch_is_a_transaction(database_url: str) -> None:
     put(database_url, [before - number * timedelta(seconds=1) for number in range(1, 5001)])
     left, batches = 5000, 0
     with closing(Database(database_url)) as database, closing(Database(database_url)) as other:
-        for table, count in database.prune(before):
+        for table, count in delete_older(database, before):
             if table == "events":
                 left -= count
                 batches += 1
                 # Another writes and reads in between.
                 put(database_url, [before + batches * DAY])
-                assert other.count_older(before)["events"] == left
+                assert count_older(other, before)["events"] == left
     assert left == 0
     assert batches >= 5
     assert counts(database_url) == [batches, 0, 0]
@@ -281,7 +282,7 @@ def test_jobs(database_url: str) -> None:
     with closing(Database(database_url)) as database:
         database.store(rows, [])
         for _ in range(2):
-            for _ in database.prune(before):
+            for _ in delete_older(database, before):
                 pass
             with database.reading() as connection:
                 found = connection.execute(text("SELECT job_id, events FROM live_jobs ORDER BY first_event_at, job_id"))

@@ -36,7 +36,7 @@ class Mutant(NamedTuple):
 JOURNAL = "receiver/journal/journal.py"
 PROJECTOR = "receiver/projector/projector.py"
 ENGINE = "receiver/database/engine.py"
-DATABASE = "receiver/database/database.py"
+STREAMS = "receiver/database/streams.py"
 KILL, POWER, DISK, FLEET = (f"tests/faults/test_{name}.py" for name in ("kill", "power", "disk", "fleet"))
 LIMITER, CONNECTION, SERVER, SOCKETS, CERTIFICATE = (
     f"receiver/server/{name}.py" for name in ("limiter", "connection", "server", "sockets", "certificate")
@@ -125,7 +125,11 @@ MUTANTS = (
     Mutant(
         "a late event sets a stream back",
         (FLEET,),
-        (Change(DATABASE, "            where=or_(new.since > old.since, same_time_and_later),\n", ""),),
+        (
+            Change(
+                STREAMS, "        where=tuple_(new.since, new.received_at) >= tuple_(old.since, old.received_at),\n", ""
+            ),
+        ),
     ),
 )
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sqlalchemy import URL, create_engine, inspect, select, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from receiver.database.database import Database, RefusedError
+from receiver.database.database import Database
+from receiver.database.errors import RefusedError
 from receiver.database.insert import Row
 from receiver.database.migration import REVISION, SchemaError
 from receiver.database.rows import to_row

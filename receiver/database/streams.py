@@ -1,0 +1,55 @@
+"""The current state of each job's stream: that of the event which was sent last, and in one second received last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from operator import itemgetter
+
+from sqlalchemy import Connection, func, tuple_
+from sqlalchemy.dialects import postgresql, sqlite
+
+from receiver.database.insert import Row, rows_as_json, rows_from_json
+from receiver.database.schema import streams
+
+_KEPT = ("room_id", "output_url")  # where an event leaves these out, what was known before stays
+
+
+def newest_states(event_rows: Iterable[Row]) -> list[Row]:
+    """The rows of `streams` that these events make, in the order of the jobs' ids."""
+    newest: dict[str, Row] = {}
+    for row in sorted(event_rows, key=itemgetter("sent_at", "received_at")):
+        if row["state"] is not None:
+            before = newest.get(row["job_id"], row)
+            kept = {name: row[name] or before[name] for name in _KEPT}
+            changed = {name: row[name] for name in ("job_id", "state", "received_at")}
+            newest[row["job_id"]] = kept | changed | {"since": row["sent_at"]}
+    return [newest[job_id] for job_id in sorted(newest)]
+
+
+def set_streams(connection: Connection, rows: Sequence[Row]) -> None:
+    """Set the states of jobs, given in the order of their ids, unless those that are stored are newer.
+
+    One order for all receivers that share a database, so that they cannot deadlock.
+    """
+    if not rows:
+        return
+    is_sqlite = connection.dialect.name == "sqlite"
+    connection.execute(_upsert(is_sqlite=is_sqlite), [*rows] if is_sqlite else {"rows": rows_as_json(rows)})
+
+
+@cache
+def _upsert(*, is_sqlite: bool) -> sqlite.Insert | postgresql.Insert:
+    insert: sqlite.Insert | postgresql.Insert
+    if is_sqlite:
+        insert = sqlite.insert(streams)
+    else:
+        names = list(streams.columns.keys())
+        insert = postgresql.insert(streams).from_select(names, rows_from_json(streams, names))
+    old, new = streams.c, insert.excluded
+    return insert.on_conflict_do_update(
+        index_elements=["job_id"],
+        set_={name: func.coalesce(new[name], old[name]) for name in _KEPT}
+        | {name: new[name] for name in ("state", "since", "received_at")},
+        where=tuple_(new.since, new.received_at) >= tuple_(old.since, old.received_at),
+    )
