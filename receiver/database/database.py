@@ -37,11 +37,7 @@ class Database:
         self.is_sqlite = self._engine.dialect.name == "sqlite"
 
     def close(self) -> None:
-        """Close all connections."""
-        self._engine.dispose()
-
-    def drop_connections(self) -> None:
-        """Begin with a new connection the next time, as after any failure."""
+        """Close all connections. It can be used again: then it opens new ones."""
         self._engine.dispose()
 
     @contextmanager

@@ -31,7 +31,7 @@ _IDS_A_QUERY = 500  # far below the number of parameters that a database takes
 
 
 class UnknownJobError(Exception):
-    """No job, or more than one, has an id that begins so. The message quotes ids as they were sent: not escaped."""
+    """Not exactly one job has an id that begins as asked. The message quotes ids as they were sent: not escaped."""
 
 
 class JobHistory(NamedTuple):

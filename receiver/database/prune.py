@@ -29,7 +29,7 @@ def delete_older(database: Database, before: datetime) -> Iterator[tuple[str, in
     Of the streams only ended ones are deleted. Nothing waits longer than for a batch.
     """
     for table in (events, quarantine):
-        yield from _prune_by_time(database, table, before)
+        yield from _delete_by_time(database, table, before)
     with database.transaction() as connection:
         deleted = connection.execute(delete(streams).where(_conditions(before)[streams])).rowcount
         _shorten_ranges(connection, before)
@@ -44,7 +44,7 @@ def _conditions(before: datetime) -> dict[Table, ColumnElement[bool]]:
     }
 
 
-def _prune_by_time(database: Database, table: Table, before: datetime) -> Iterator[tuple[str, int]]:
+def _delete_by_time(database: Database, table: Table, before: datetime) -> Iterator[tuple[str, int]]:
     sent_at = table.c.sent_at
     oldest = select(sent_at).where(sent_at < before).order_by(sent_at)
     last: datetime | None = before

@@ -1,4 +1,4 @@
-"""The database's tables and views, for programs to read and write. `migrations/` creates them."""
+"""The database's tables and views, as programs use them. `migrations/` creates them, with their keys and indexes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 metadata = sa.MetaData()
+_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 class UTCDateTime(sa.TypeDecorator[datetime]):
@@ -30,15 +31,6 @@ class UTCDateTime(sa.TypeDecorator[datetime]):
         return aware
 
 
-def _partial_index(name: str, *columns: str, where: str) -> sa.Index:
-    return sa.Index(name, *columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
-
-
-def _id() -> sa.Column[int]:
-    number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-    return sa.Column("id", number, sa.Identity(always=True), primary_key=True)
-
-
 def _time(name: str) -> sa.Column[datetime]:
     return sa.Column(name, UTCDateTime, nullable=False)
 
@@ -46,7 +38,7 @@ def _time(name: str) -> sa.Column[datetime]:
 events = sa.Table(
     "events",
     metadata,
-    _id(),
+    sa.Column("id", _ID, primary_key=True),
     sa.Column("endpoint", sa.Text, nullable=False),
     sa.Column("event_type", sa.Text, nullable=False),
     sa.Column("room_id", sa.Text),
@@ -62,21 +54,18 @@ events = sa.Table(
     sa.Column("state", sa.Text),
     sa.Column("reply_id", sa.Text),
     sa.Column("body", sa.Text, nullable=False),
-    sa.UniqueConstraint("sent_at", "digest"),
-    _partial_index("events_states", "job_id", "sent_at", where="state IS NOT NULL"),
 )
 
 quarantine = sa.Table(
     "quarantine",
     metadata,
-    _id(),
+    sa.Column("id", _ID, primary_key=True),
     _time("received_at"),
     sa.Column("endpoint", sa.Text, nullable=False),
     _time("sent_at"),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("digest", sa.LargeBinary, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.UniqueConstraint("sent_at", "digest"),
 )
 
 # The current state of each job's stream.
@@ -89,7 +78,6 @@ streams = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     _time("since"),
     _time("received_at"),
-    _partial_index("streams_open", "since", where="state <> 'END'"),
 )
 
 # In which range of `sent_at` each job's events are. The trigger `note_jobs` of `events` keeps it.
@@ -100,12 +88,10 @@ jobs = sa.Table(
     sa.Column("room_id", sa.Text),
     _time("first_sent_at"),
     _time("sent_until"),
-    sa.Index("jobs_first_sent_at", "first_sent_at"),
-    sa.Index("jobs_sent_until", "sent_until"),
 )
 
 
-# Read like tables. Not in `metadata`, which is what Alembic compares with the database's tables.
+# For `select` a view is a table; they are apart from those because nothing is stored in them.
 views = sa.MetaData()
 
 

@@ -169,7 +169,7 @@ class Projector:
         if reason == "journal":  # which the journal itself has logged
             return
         self._metrics.database_up.set(0)
-        self._database.drop_connections()
+        self._database.close()
         self._schema_is_right = False
         found = reason, problem_of(error)
         # An outage may change its face: it is said once of each, and not of ever more.
