@@ -16,7 +16,7 @@ from tests.helpers.postgres import PostgreSQL, new_database
 
 @pytest.fixture(scope="session")
 def own_postgresql() -> Iterator[PostgreSQL]:
-    """A running server of the tests' own: who stops it starts it again."""
+    """A running server for these tests alone: a test that stops it starts it again."""
     # Not in pytest's folder: only its owner may enter that, and a socket's path has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
         server = PostgreSQL(Path(folder))

@@ -1,1 +1,1 @@
-"""The database for people, SQLite or PostgreSQL: connections, schema, migrations, reads and writes."""
+"""The database of events, SQLite or PostgreSQL: connections, schema, migrations, and what is stored and read."""

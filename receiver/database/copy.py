@@ -12,6 +12,7 @@ from receiver.database.errors import RefusedError
 from receiver.database.insert import Row
 from receiver.database.rows import delivery_columns
 from receiver.database.schema import events, quarantine, streams
+from receiver.database.streams import set_streams
 
 _BATCH = 200  # rows, which may be of a MiB each
 
@@ -62,7 +63,8 @@ def _read(source: Database, table: Table, key: Sequence[Column[object]], after: 
 
 def _store(target: Database, table: Table, rows: Sequence[Row]) -> list[Stored]:
     if table is streams:
-        target.store_streams(rows)
+        with target.transaction() as connection:
+            set_streams(connection, rows)
         return []
     if table is quarantine:
         return [target.store([], rows)]

@@ -108,11 +108,6 @@ class Database:
                 require_revision(connection)
         return stored
 
-    def store_streams(self, rows: Sequence[Row]) -> None:
-        """Set the current states of jobs, given in the order of their ids, unless those that are stored are newer."""
-        with self.transaction() as connection:
-            set_streams(connection, rows)
-
     def stream_states(self) -> list[tuple[str, int]]:
         """How many jobs are in each stream state."""
         query = select(streams.c.state, func.count().label("jobs")).group_by(streams.c.state)

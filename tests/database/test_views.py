@@ -327,7 +327,7 @@ def test_durations_are_exact(views: Views) -> None:
 
 
 def test_rows_that_others_insert(views: Views) -> None:
-    """The views hold whoever inserts the events: also rows that were there before the views, or that came by SQL."""
+    """The views are right for events that others insert by SQL, too."""
     views.store(*ORDINARY)
     for table in ("jobs", "streams"):
         views.query_nothing(f"DELETE FROM {table}")
