@@ -111,6 +111,16 @@ def test_newer_schema(database: Database, database_url: str) -> None:
     assert sql(database_url, "SELECT version_num FROM alembic_version") == [{"version_num": "newer"}]
 
 
+def test_store_into_another_schema(database: Database, database_url: str) -> None:
+    """Once the schema is another's, a store raises and stores nothing; when it is right again, it stores."""
+    sql(database_url, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaError, match="upgrade the receiver"):
+        database.store([event(state="CONNECTED")], [suspect("stale")])
+    assert (database.job("job"), database.quarantined(limit=10), database.stream_states()) == ([], [], [])
+    sql(database_url, f"UPDATE alembic_version SET version_num = '{REVISION}'")
+    assert database.store([event()], []).events == keys(event())
+
+
 def test_revision_is_the_newest_migration(database_url: str) -> None:
     """A migrated database is at the revision that the program asks for, and asking again changes nothing."""
     with closing(Database(database_url)) as database:
