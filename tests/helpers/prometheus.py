@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from tests.helpers.receiver import free_port, wait_until
 
-FOLDER = Path(__file__).parents[3] / "deploy/prometheus"
+FOLDER = Path(__file__).parents[2] / "deploy/prometheus"
 _METRIC = re.compile(r"(?<![:\w])metastudio_[a-z_]+(?![:\w])")
 _RECORDED = re.compile(r"[a-z_]+:metastudio_[a-z_]+:[a-z0-9]+")
 

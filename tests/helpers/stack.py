@@ -21,7 +21,7 @@ from tests.helpers.postgres import new_database
 from tests.helpers.prometheus import Prometheus, scraping
 from tests.helpers.receiver import Process, wait_until
 
-READER = Path(__file__).parents[3] / "deploy/postgres/reader.sql"
+READER = Path(__file__).parents[2] / "deploy/postgres/reader.sql"
 PASSWORD = "a 'quoted' password"
 SIMULATED = 29  # events
 REJECTED = 6
