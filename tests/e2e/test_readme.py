@@ -1,4 +1,4 @@
-"""A new user's way: a fresh clone, the README's commands as they stand there, in order."""
+"""A new user's way: a fresh clone, the commands of README and docs/how-to/check.md as they stand there, in order."""
 
 from __future__ import annotations
 
@@ -10,18 +10,9 @@ import signal
 import subprocess
 from pathlib import Path
 
-import pytest
-from click.testing import CliRunner
-
-from receiver.cli import main
-from receiver.metrics import REJECTIONS
-from receiver.protocol.events import Reason
-from receiver.settings import settings
+from tests.helpers.pages import ROOT, Block, blocks
 from tests.helpers.receiver import free_port, wait_until
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+from tests.helpers.shell import run
 
 
 def clone(folder: Path) -> None:
@@ -42,12 +33,12 @@ def test_every_command_of_the_readme(tmp_path: Path) -> None:
         "RECEIVER_OPERATIONS_LISTEN": f"127.0.0.1:{free_port()}",
         "RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL": f"https://localhost:{port}/callbacks/metastudio",
     }
-    serve, *others = BLOCKS
-    assert serve == "make run\n"
+    serve, *others = blocks("README.md", language="bash")
+    assert serve.text == "make run\n"
     out = tmp_path / "out"
     with out.open("wb") as file:
         server = subprocess.Popen(
-            serve.split(),
+            serve.text.split(),
             cwd=tmp_path,
             env=environ,
             stdout=file,
@@ -57,14 +48,14 @@ def test_every_command_of_the_readme(tmp_path: Path) -> None:
     try:
         wait_until(lambda: "make demo" in out.read_text() or server.poll() is not None, "make run", 300)
 
-        def run(block: str) -> str:
-            command = ["bash", "-euo", "pipefail", "-c", block.replace("8443", port)]
-            done = subprocess.run(command, cwd=tmp_path, env=environ, check=True, capture_output=True, text=True)
-            return done.stdout
+        def here(block: Block) -> str:
+            return run(block.text.replace("8443", port), tmp_path, environ)
 
-        demo, registration, curl = map(run, others[:-1])
-        # The text says "a second later".
-        rows = wait_until(lambda: found if (found := run(others[-1])).count("\n") == 5 else "", "the samples' rows")
+        demo, history, registration = map(here, others)
+        check, query = blocks("docs/how-to/check.md", language="bash")
+        checked = here(check)
+        # The page says "a second later".
+        rows = wait_until(lambda: found if (found := here(query)).count("\n") == 5 else "", "the samples' rows")
     finally:
         os.killpg(server.pid, signal.SIGINT)
         server.wait(60)
@@ -73,20 +64,6 @@ def test_every_command_of_the_readme(tmp_path: Path) -> None:
     assert "春季新茶 · 1 开场介绍" in demo
     config = json.loads(registration)["live_event_callback_config"]
     assert f'key = "{config["key"]}"' in (tmp_path / "receiver.toml").read_text()
-    assert curl == '{"status":"accepted"}\n' * 3
+    assert re.search(r"END +\d{4}-\d\d-\d\d", history)
+    assert checked == '{"status":"accepted"}\n' * 3
     assert re.search(r"Product 1 +2 +Paragraph 2", rows)
-
-
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"`receiver ((?:[a-z]+ ?)+)", README))))
-def test_every_command_has_help(command: str) -> None:
-    """Each command that the README names exists and explains itself."""
-    result = CliRunner().invoke(main, [*command.split(), "--help"])
-    assert result.exit_code == 0
-    assert len(result.output) > 100
-
-
-def test_settings_reasons_and_metrics_are_documented() -> None:
-    """Every setting, reason and metric stands in the README."""
-    names = [name for one in (settings.Settings, settings.EndpointSettings) for name in one.__slots__]
-    for name in [*names, "key_file", *REJECTIONS, *Reason]:
-        assert name in ("endpoints", "name") or f"`{name}`" in README, name

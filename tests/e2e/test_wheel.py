@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.test_readme import ROOT
+from tests.helpers.pages import ROOT
 from tests.helpers.receiver import free_port, wait_until
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.helpers.grafana import DASHBOARDS, FOLDER, PROMETHEUS, panels, queries
+from tests.helpers.pages import section
 from tests.helpers.prometheus import FOLDER as RULES
 from tests.helpers.prometheus import names_in
 from tests.helpers.stack import Stack
 
 PROVISIONED = (FOLDER / "provisioning/datasources/metastudio.yaml").read_text()
-README = (FOLDER.parents[1] / "README.md").read_text()
 SOURCES = dict(re.findall(r"uid: (\S+)\n    type: (\S+)", PROVISIONED))
 COLUMNS = 24
 
@@ -96,12 +96,13 @@ def test_what_is_provisioned_holds_no_secret() -> None:
     assert "user: metastudio_reader " in PROVISIONED
 
 
-def test_the_readme_says_where_it_goes() -> None:
-    """What Grafana needs from its environment stands in the README, and where it looks for the dashboards."""
+def test_the_guide_says_where_it_goes() -> None:
+    """What Grafana needs from its environment stands in the guide, and where it looks for the dashboards."""
+    guide = section("docs/how-to/monitoring.md", "Grafana")
     (path,) = re.findall(r"path: (\S+)", (FOLDER / "provisioning/dashboards/metastudio.yaml").read_text())
-    assert f"cp -r deploy/grafana/dashboards {path}\n" in README
+    assert f"cp -r deploy/grafana/dashboards {path}\n" in guide
     for variable in re.findall(r"\$(METASTUDIO_\w+)", PROVISIONED):
-        assert f"`{variable}`" in README
+        assert f"`{variable}`" in guide
 
 
 def test_metrics_that_are_named_exist(monitored: Stack) -> None:
