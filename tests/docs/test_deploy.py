@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-from receiver.settings.settings import Settings, load
+from receiver.settings.load import load
+from receiver.settings.settings import Settings
 from tests.helpers.pages import ROOT, Block, blocks
 from tests.helpers.receiver import KEY
 from tests.helpers.shell import run

@@ -9,6 +9,7 @@ from receiver.settings.declaration import declared, variable
 from receiver.settings.load import SettingsError, load
 from receiver.settings.settings import EndpointSettings, Settings
 from tests.helpers.configuration import KEY, write
+from tests.helpers.pages import blocks
 from tests.helpers.reference import COMMAND, PAGE, rewritten
 
 
@@ -31,7 +32,7 @@ def test_every_setting_is_in_the_reference() -> None:
 def test_every_example_is_loaded(folder: Path) -> None:
     """Each file that the page shows is one that the receiver starts with, given its key files."""
     (folder / "key").write_text(KEY)
-    examples = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    examples = [block.text for block in blocks("docs/reference/settings.md", language="toml")]
 
     loaded = [load(write(re.sub(r'key_file = ".*"', 'key_file = "key"', one)), {}) for one in examples]
 
@@ -47,4 +48,5 @@ def test_every_error_is_what_is_said(environ: dict[str, str]) -> None:
     with pytest.raises(SettingsError) as caught:
         load(None, {"RECEIVER_KEY": KEY} | environ)
 
-    assert f"\nError: {caught.value}\n" in PAGE.read_text(encoding="utf-8")
+    (block,) = blocks("docs/reference/settings.md", language="text")
+    assert f"Error: {caught.value}\n" in block.text
