@@ -511,8 +511,8 @@ def test_example_queries(views: Views) -> None:
     """Each query of the page gives what its text says, on SQLite with the expressions that the text names for it."""
     queries = [block.text for block in blocks("docs/reference/tables-and-views.md", "Example queries")]
     if views.database.is_sqlite:
-        (average,) = re.findall(r"SQLite has\n`(avg.*)`:", read(PAGE))
-        (hour,) = re.findall(r"SQLite has `(strftime.*)`:", read(PAGE))
+        (average,) = re.findall(r"SQLite has\s`(avg.*)`:", read(PAGE))
+        (hour,) = re.findall(r"SQLite has\s`(strftime.*)`:", read(PAGE))
         queries = [
             query.replace("avg(extract(epoch FROM next_at - disconnected_at))", average).replace(
                 "date_trunc('hour', sent_at)", hour

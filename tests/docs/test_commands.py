@@ -22,11 +22,9 @@ _INLINE = re.compile(r"receiver (?=[a-z])([^`\n|&;]*)")
 
 @pytest.fixture(scope="module")
 def receiver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """A receiver that has stored a livestream, and has one body in quarantine."""
+    """A receiver that has stored a livestream."""
     with running(tmp_path_factory.mktemp("receiver")) as process:
         run("receiver simulate", process.folder, process.environ)
-        assert process.post(b"not JSON").status == 200
-        assert len(process.rows("SELECT * FROM quarantine")) == 1
         yield process
         assert process.stop() == 0
 
@@ -53,14 +51,6 @@ def test_doctor(receiver: Process) -> None:
     """The made-up signature of the page is explained, and its command fails, as it says of what is rejected."""
     (block,) = blocks("docs/how-to/operate.md", "Find out why a callback was rejected")
     assert "wrong" in told(receiver, block.text, exit_code=1)
-
-
-def test_quarantine(receiver: Process) -> None:
-    """The body that is not understood is listed, and read again in vain."""
-    (block,) = blocks("docs/how-to/operate.md", "Look at the quarantine")
-    shown = told(receiver, block.text)
-    assert "not_json" in shown
-    assert "0 moved to the events, 1 left" in shown
 
 
 def test_made_up_events(receiver: Process) -> None:

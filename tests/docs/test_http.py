@@ -82,9 +82,9 @@ def test_answers(receiver: Process, line: str) -> None:
     (sent,) = (raw for words, raw in requests(receiver).items() if line.startswith(words))
     answer = PUBLIC[line]
     for raw in sent:
-        # Closed or not, there is one answer; where it is to be closed, more are waited for in vain.
         received = receiver.exchange(raw, answers=2 if "closed" in answer else 1)
         head, _, body = received.partition(b"\r\n\r\n")
+        assert ("closed" in answer) == (b"connection: close" in head.lower())
         assert head.startswith(b"HTTP/1.1 " + answer[:3].encode()), raw[:200]
         if (shown := re.search(r"`(\{.*?\})`", answer)) is not None:
             assert body == shown[1].encode()
