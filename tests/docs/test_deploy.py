@@ -88,6 +88,7 @@ def test_systemd(machine: Machine) -> None:
     venv = machine.root / "opt/receiver/bin"
     pip = f"if [ $1 = -m ]; then mkdir --parents {venv}; cp $0 {venv}/pip; fi"
     machine.without("useradd", "systemctl").without("python3", does=pip)
+    machine.without("install", does='/usr/bin/install "${@/--group=receiver/--verbose}"')  # there is no such group here
     url = "https://events.example.com/callbacks/metastudio"
     (machine.project / "receiver.toml").write_text(f'live_event_type_callback_url = "{url}"\n')
     machine.run(install)
@@ -99,6 +100,12 @@ def test_systemd(machine: Machine) -> None:
     assert options(users[0], "--home-dir") == unit(service, "WorkingDirectory")
     assert unit(service, "ExecStart") == ["/opt/receiver/bin/receiver serve"]
     assert unit(service, "LoadCredential") == ["key:/etc/receiver/key"]
+    assert "--user-group" in users[0]
+    assert (machine.root / "etc/receiver/receiver.toml").stat().st_mode & 0o777 == 0o640
+    assert [options(command, "--group") for command in machine.commands if command[0] == "install"] == [
+        [],
+        ["receiver"],
+    ]
     key = machine.root / "etc/receiver/key"
     assert key.stat().st_mode & 0o777 == 0o600
     assert ["python3", "-m", "venv", "/opt/receiver"] in machine.commands

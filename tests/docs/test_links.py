@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.helpers.pages import ROOT, headings, pages, prose
+from tests.helpers.pages import ROOT, blocks, headings, pages, prose
 
 PAGES = [*pages(), "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
 # Written beside these pages, and not there yet.
@@ -56,6 +56,14 @@ def test_files_that_are_named_exist(page: str) -> None:
     top = {path.name for path in ROOT.iterdir()} - {"var"}
     named = {path for path in re.findall(r"`([\w.-]+(?:/[\w.-]+)*/?)`", prose(page)) if path.split("/")[0] in top}
     assert {path for path in named if not (ROOT / path).exists()} <= PENDING
+
+
+def test_the_layout_is_as_described() -> None:
+    """Each folder and file of the layout in CONTRIBUTING.md is there."""
+    (block,) = blocks("CONTRIBUTING.md", "Layout")
+    named = re.findall(r"(?:^|  )((?:receiver|migrations|tests|deploy|docs)/[\w./]*)", block.text, flags=re.MULTILINE)
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_the_readme_is_short() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,36 @@ def test_each_quarantine_reason_is_described() -> None:
     """The page has each reason for which a body is kept in quarantine, and no other."""
     found = first_codes(section(TABLES, "quarantine"))
     assert found[found.index("body") + 1 :] == [*Reason, "refused", "stale"]
+
+
+# Log messages.
+
+# As long as the recovery of a damaged journal is as it was.
+PENDING_MESSAGES = {"damaged journal recovered"}
+FORMER_MESSAGES = {
+    "journal damaged, reading what can be read",
+    "journal goes on with what was rescued",
+    "journal cannot be rescued",
+}
+
+
+def test_each_log_message_is_described() -> None:
+    """The page has each message that is logged, and none that is not in the code."""
+    trees = [ast.parse(file.read_text()) for file in (ROOT / "receiver").rglob("*.py")]
+    texts = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    logged = {match for tree in trees for node in ast.walk(tree) for match in messages(node)}
+    documented = set(code(section("docs/how-to/operate.md", "Logs").partition("| message |")[2]))
+    documented -= {"reason", "client", "refused"}
+    assert documented - texts <= PENDING_MESSAGES
+    assert logged - documented <= FORMER_MESSAGES
+    assert len(logged) > 10
+
+
+def messages(node: ast.AST) -> Iterator[str]:
+    """The message, where the node is a call that logs one."""
+    match node:
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="logger")), args=[ast.Constant(value=str(message)), *_]):
+            yield message
 
 
 # Tables and views.
