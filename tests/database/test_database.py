@@ -12,7 +12,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import Executable, create_engine, inspect, select, text
+from sqlalchemy import create_engine, inspect, select
 
 from receiver.database.database import Database
 from receiver.database.errors import RefusedError, problem_of
@@ -21,6 +21,7 @@ from receiver.database.migration import REVISION, SchemaError
 from receiver.database.rows import quarantine_row, to_row
 from receiver.database.schema import metadata, streams
 from receiver.delivery import Delivery
+from tests.helpers.database import sql
 
 NOON = 1726012800.0
 BEIJING = timezone(timedelta(hours=8))
@@ -47,17 +48,6 @@ def keys(*rows: Row) -> set[Key]:
 
 def without_id(rows: Sequence[Row]) -> list[Row]:
     return [{name: value for name, value in row.items() if name != "id"} for row in rows]
-
-
-def sql(url: str, statement: Executable | str) -> list[Any]:
-    """Run a statement past the program; returns its rows."""
-    engine = create_engine(url)
-    try:
-        with engine.begin() as connection:
-            result = connection.execute(text(statement) if isinstance(statement, str) else statement)
-            return list(result.mappings()) if result.returns_rows else []
-    finally:
-        engine.dispose()
 
 
 def stream(url: str, *columns: str) -> list[Row]:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from receiver.protocol.signature import sign
-from tests.deploy.test_lock import RUNTIME, pins
+from tests.helpers.locks import RUNTIME, pins
 from tests.helpers.receiver import KEY, SAMPLES, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.locks import BUILD, DEVELOPMENT, ROOT, RUNTIME, pins
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-RUNTIME, BUILD, DEVELOPMENT = "deploy/requirements.txt", "deploy/build-requirements.txt", ".ci/requirements.txt"
-
-
-def pins(lock: str) -> dict[str, tuple[str, int]]:
-    """The version of each package that a lock file has for this platform, and how many hashes it may have."""
-    text = (ROOT / lock).read_text().replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    found: dict[str, tuple[str, int]] = {}
-    for line in lines:
-        pin, *hashes = re.split(r"\s+--hash=sha256:", line.strip())
-        requirement = Requirement(pin)
-        (specifier,) = requirement.specifier
-        assert specifier.operator == "==", line
-        if requirement.marker is None or requirement.marker.evaluate():
-            found[canonicalize_name(requirement.name)] = (specifier.version, len(hashes))
-    return found
 
 
 def asked(group: str) -> Iterator[Requirement]:

@@ -12,7 +12,7 @@ import pytest
 
 from receiver.delivery import NotDurableError
 from receiver.journal.journal import Journal
-from tests.journal.test_journal import append, delivery, numbered, opened, run_in_child
+from tests.helpers.journal import append, delivery, numbered, opened, run_in_child
 
 PAGE, SECTOR = 4096, 512
 
@@ -128,7 +128,7 @@ def die_at_rename(path: str, name: str) -> None:
 def test_death_while_it_is_moved_aside(path: Path, name: str) -> None:
     """A process that ends while a damaged journal is moved aside costs nothing of what can be read of it."""
     before = spoil(path, "UPDATE inbox SET received_at = -1 WHERE id = 1")
-    assert run_in_child(die_at_rename, str(path), name, module=__name__)[0] == 9
+    assert run_in_child(die_at_rename, str(path), name)[0] == 9
     with opened(path) as journal:
         assert drain(journal) == before[1:]
         assert append(journal, delivery(b"new")) == [""]

@@ -11,8 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 from receiver.delivery import Delivery, NotDurableError
 from receiver.journal.journal import Journal, JournalError
 from receiver.metrics import Metrics
+from tests.helpers.journal import append, delivery, numbered, opened, run_in_child
 from tests.helpers.receiver import SAMPLES
 
 KIB, MIB = 2**10, 2**20
@@ -32,32 +33,6 @@ DELIVERIES = [
     Delivery("default", 1726012345.123456, 1744612873.35, b"1963307D486", bytes(range(256))),
     Delivery("default", 1726012346.0, 1725928200.0, b"66df9308", "商品1\n".encode() * KIB, quarantine_reason="stale"),
 ]
-
-
-def delivery(body: bytes) -> Delivery:
-    return Delivery("default", 1726012345.25, 1725928200.0, b"66df9308", body)
-
-
-def numbered(count: int, size: int = 0) -> list[Delivery]:
-    return [delivery(b"%d".ljust(size) % number) for number in range(count)]
-
-
-@contextmanager
-def opened(path: Path, max_bytes: int = 2**30, metrics: Metrics | None = None) -> Iterator[Journal]:
-    journal = Journal(path, max_bytes, metrics or Metrics(), threading.Event())
-    try:
-        yield journal
-    finally:
-        journal.close()
-
-
-def append(journal: Journal, *deliveries: Delivery) -> list[str]:
-    """Append all in one turn of a loop; returns what kept each from the disk, or nothing."""
-
-    async def gather() -> list[Any]:
-        return await asyncio.gather(*map(journal.append, deliveries), return_exceptions=True)
-
-    return [str(error or "") for error in asyncio.run(gather())]
 
 
 def fill(journal: Journal) -> list[bytes]:
@@ -79,18 +54,6 @@ def sample(metrics: Metrics, name: str) -> float:
     value = metrics.registry.get_sample_value(f"metastudio_{name}")
     assert value is not None
     return value
-
-
-def run_in_child(
-    function: Callable[..., None], *arguments: str, within: tuple[str, ...] = (), module: str = __name__
-) -> tuple[int, str]:
-    """Run `function` in a process of its own, started by the command `within`; returns exit code and output."""
-    name = function.__name__
-    code = f"import sys; from {module} import {name}; {name}(*sys.argv[1:])"
-    command = [*within, sys.executable, "-c", code, *arguments]
-    folder = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False, timeout=120)
-    return done.returncode, done.stdout
 
 
 @pytest.fixture

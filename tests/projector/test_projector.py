@@ -25,7 +25,7 @@ from receiver.delivery import Delivery, NotDurableError
 from receiver.journal.journal import Journal
 from receiver.metrics import Metrics
 from receiver.projector.projector import Projector, reason_of
-from tests.database.test_database import sql
+from tests.helpers.database import sql
 from tests.helpers.postgres import PostgreSQL, new_database
 from tests.helpers.receiver import SAMPLES, wait_until
 
