@@ -24,6 +24,12 @@ class Change(NamedTuple):
     old: str
     new: str
 
+    def applied(self, text: str) -> str:
+        """The file's text with the change; it is an error if that does not say where it goes."""
+        if text.count(self.old) != 1:
+            raise ValueError(f"stale mutant: {self.file} holds {text.count(self.old)} times {self.old!r}")
+        return text.replace(self.old, self.new.replace("{old}", self.old))
+
 
 class Mutant(NamedTuple):
     """A receiver that breaks a promise, and the tests that must notice."""
@@ -147,12 +153,9 @@ def _copy(folder: Path) -> None:
 
 
 def _mutate(folder: Path, changes: Iterable[Change]) -> None:
-    for file, old, new in changes:
-        path = folder / file
-        text = path.read_text()
-        if text.count(old) != 1:
-            sys.exit(f"stale mutant: {file} holds {text.count(old)} times {old!r}")
-        path.write_text(text.replace(old, new.replace("{old}", old)))
+    for change in changes:
+        path = folder / change.file
+        path.write_text(change.applied(path.read_text()))
 
 
 def _failure(folder: Path, tests: Sequence[str]) -> str:
