@@ -1,11 +1,12 @@
-# make run: set up and serve.  make demo: send a simulated livestream to it.  make test: lint, types, tests.
+# make run: set up and serve.  make demo: send a simulated livestream to it.
+# make quick: lint and the tests that need no service, in seconds.  make test: lint and all tests, in minutes.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: run demo test lint faults mutants bench lock clean
+.PHONY: run demo quick test lint faults mutants bench lock clean
 
 run: .venv/installed
 	@test -e receiver.toml || $(BIN)/receiver init
@@ -13,6 +14,11 @@ run: .venv/installed
 
 demo: .venv/installed
 	@$(BIN)/receiver simulate
+
+# One process, which starts no other (tests/helpers/quick.py), on a file system in memory where there is one.
+quick: lint
+	TMPDIR=$(firstword $(wildcard /dev/shm) /tmp) \
+	  $(BIN)/pytest --quick --quiet --durations=5 --override-ini=tmp_path_retention_policy=failed
 
 test: lint
 	$(BIN)/coverage erase

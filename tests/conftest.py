@@ -12,6 +12,18 @@ from sqlalchemy import URL, make_url
 
 from receiver.database.database import Database
 from tests.helpers.postgres import PostgreSQL, new_database
+from tests.helpers.quick import Quick, service
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="skip each test where it starts a process or listens")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        config.pluginmanager.register(Quick())
+        # A socket that was refused a bind is not closed by who made it.
+        config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +40,7 @@ def own_postgresql() -> Iterator[PostgreSQL]:
 @pytest.fixture(scope="session")
 def postgresql_server(request: pytest.FixtureRequest) -> URL:
     """Where a PostgreSQL runs on which databases can be created."""
+    service("PostgreSQL")
     given = os.environ.get("TEST_DATABASE_URL")
     own: URL = make_url(given) if given else request.getfixturevalue("own_postgresql").url
     return own

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from sqlalchemy import URL, create_engine
 
+from tests.helpers.quick import service
 from tests.helpers.receiver import free_port, wait_until
 
 
@@ -21,6 +22,7 @@ class PostgreSQL:
     """A server in `folder`, which clients reach through a socket there."""
 
     def __init__(self, folder: Path) -> None:
+        service("PostgreSQL")
         self._folder = folder
         self._log = folder / "log"
         # PostgreSQL refuses to run as root, and nobody may not read each place where a virtual environment can be.
