@@ -54,14 +54,16 @@ lock: .venv/developed
 clean:
 	rm -rf .venv
 
-.venv/bin/python:
+# Not .venv/bin/python: that is there before the environment is whole, and stays where making it is interrupted.
+.venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or later is needed: make PYTHON=python3.11 …' >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
 
 # The lock files are whole, so nothing is resolved: pip would look up what is asked for with an extra, find a version
 # newer than the locked one, and refuse it for want of a hash. The last step takes nothing from outside: it fails where
 # the lock files lack something that pyproject.toml asks for.
-.venv/installed: pyproject.toml deploy/requirements.txt deploy/build-requirements.txt | .venv/bin/python
+.venv/installed: .venv/created pyproject.toml deploy/requirements.txt deploy/build-requirements.txt
 	$(PIP_INSTALL) --require-hashes --no-deps --requirement deploy/requirements.txt --requirement deploy/build-requirements.txt
 	$(PIP_INSTALL) --no-index --no-build-isolation --editable .
 	@touch $@

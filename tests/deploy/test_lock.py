@@ -1,9 +1,16 @@
-"""The lock files: what CI, `make` and the container install, to the byte."""
+"""The lock files: what CI, `make` and the container install, to the byte; and that `make` installs just that."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -48,3 +55,73 @@ def test_locks_agree() -> None:
     shared = pins(RUNTIME) | pins(BUILD)
     differing = {name for name, pin in shared.items() if development.get(name, pin) != pin}
     assert differing == set()
+
+
+# Builds nothing: the wheel is there already.
+BACKEND = """
+import shutil
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    return shutil.copy("project-1-py3-none-any.whl", folder).rpartition("/")[2]
+"""
+
+
+def wheel(folder: Path, name: str, version: str, *metadata: str) -> str:
+    """Make an empty package's wheel in `folder`; returns the line that pins it in a lock file."""
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    files = {
+        "METADATA": "\n".join(["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *metadata, ""]),
+        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
+    with zipfile.ZipFile(path, "w") as file:
+        for one, text in files.items():
+            file.writestr(f"{name}-{version}.dist-info/{one}", text)
+    return f"{name}=={version} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+
+
+def project(folder: Path) -> Path:
+    """A project with this one's Makefile, and a newer version than is locked of what is asked for with an extra.
+
+    Returns the folder of the wheels that can be had.
+    """
+    index = folder / "index"
+    for one in (index, folder / "deploy", folder / ".ci"):
+        one.mkdir()
+    shutil.copy(ROOT / "Makefile", folder)
+    build_system = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (folder / "pyproject.toml").write_text(build_system)
+    (folder / "backend.py").write_text(BACKEND)
+    wheel(folder, "project", "1", "Requires-Dist: asking")
+    for lock, suffix in ((RUNTIME, ""), (DEVELOPMENT, "too")):
+        locked = [
+            wheel(index, f"asked{suffix}", "1", "Provides-Extra: extra"),
+            wheel(index, f"asking{suffix}", "1", f"Requires-Dist: asked{suffix}[extra]"),
+        ]
+        (folder / lock).write_text("".join(locked))
+        wheel(index, f"asked{suffix}", "2", "Provides-Extra: extra")
+    (folder / BUILD).write_text("")
+    return index
+
+
+def make(folder: Path, index: Path) -> None:
+    """Run `make .venv/developed`, with nothing to be had but the index, and see just what is locked installed."""
+    pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "MAKE"))} | pip
+    done = subprocess.run(
+        ["make", ".venv/developed"], cwd=folder, env=environ, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    installed = {path.stem for path in folder.glob(".venv/lib/*/site-packages/*.dist-info")}
+    assert {one for one in installed if one.startswith("ask")} == {"asked-1", "asking-1", "askedtoo-1", "askingtoo-1"}
+
+
+def test_newer_versions_are_left_alone(tmp_path: Path) -> None:
+    """`make` installs what is locked, also where something newer can be had that is asked for with an extra."""
+    make(tmp_path, project(tmp_path))
+
+
+def test_half_an_environment_is_made_again(tmp_path: Path) -> None:
+    """`make` repairs an environment whose making was interrupted."""
+    index = project(tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
+    make(tmp_path, index)

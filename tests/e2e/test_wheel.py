@@ -19,7 +19,7 @@ def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=cwd, env=environ, check=True, capture_output=True, text=True)
         return done.stdout
 
-    locked = ("--require-hashes", "--requirement", str(ROOT / "deploy/requirements.txt"))
+    locked = ("--no-deps", "--require-hashes", "--requirement", str(ROOT / "deploy/requirements.txt"))
     options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path))
     run(sys.executable, "-m", "pip", "wheel", "--quiet", *options, str(ROOT))
     (wheel,) = tmp_path.glob("*.whl")
