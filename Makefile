@@ -22,7 +22,7 @@ quick: lint
 
 test: lint
 	$(BIN)/coverage erase
-	$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term $(OPTIONS)
 
 lint: .venv/developed
 	$(BIN)/ruff format --check

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from tests.helpers.quick import Quick, service
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="skip each test where it starts a process or listens")
+    parser.addoption("--nothing-skipped", action="store_true", help="fail each test that would be skipped")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,6 +25,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Quick())
         # A socket that was refused a bind is not closed by who made it.
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With `--nothing-skipped` what a machine lacks is a failure."""
+    report = yield
+    if report.skipped and item.config.getoption("--nothing-skipped"):
+        report.outcome = "failed"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,6 @@ def test_kustomization_is_whole() -> None:
         assert container(pod)["envFrom"] == [{"configMapRef": {"name": generated["name"]}}]
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is in no Debian package")
 def test_kustomize_takes_it() -> None:
     """Kustomize itself makes all resources of it, in the namespace, with the image's version."""
     done = subprocess.run(["kubectl", "kustomize", str(FOLDER)], check=True, capture_output=True, text=True)
@@ -71,20 +69,18 @@ def test_kustomize_takes_it() -> None:
 
 
 @every_pod
-def test_restricted(pod: Any) -> None:
-    """A pod meets the restricted Pod Security Standard, cannot write to its root, and is the image's user."""
-    security = pod["spec"]["securityContext"]
+def test_admitted(pod: Any) -> None:
+    """A pod meets the standard that its namespace enforces, as the image's user, and gets no other variables."""
+    labels = RESOURCES["Namespace", KUSTOMIZATION["namespace"]]["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    security, own = pod["spec"]["securityContext"], container(pod)["securityContext"]
     assert security["runAsNonRoot"] is True
-    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert security["seccompProfile"]["type"] == "RuntimeDefault"
+    assert own["allowPrivilegeEscalation"] is False
+    assert own["capabilities"]["drop"] == ["ALL"]
     assert f"USER {security['runAsUser']}:{security['runAsGroup']}\n" in (DEPLOY / "Dockerfile").read_text()
-    assert container(pod)["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert pod["spec"]["automountServiceAccountToken"] is False
+    # Else the service named receiver gives it variables that look like settings.
     assert pod["spec"]["enableServiceLinks"] is False
-    assert "memory" in container(pod)["resources"]["limits"]
 
 
 @every_pod
