@@ -6,9 +6,11 @@ import os
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, make_url
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from receiver.database.database import Database
 from tests.helpers.postgres import PostgreSQL, new_database
@@ -25,6 +27,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Quick())
         # A socket that was refused a bind is not closed by who made it.
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
+
+
+class _Scheduler(LoadFileScheduling):  # type: ignore[misc]  # it has no types
+    """Gives each file to one worker, and all files of a folder whose tests share what takes long to start."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = "tests/deploy/monitoring/"
+        return folder if nodeid.startswith(folder) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduler:
+    return _Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # These take longest: one that began last would be waited for alone.
+    items.sort(key=lambda item: "faults" not in item.path.parts)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -135,6 +135,7 @@ def test_message_may_be_an_object(event: Event) -> None:
         ("", None),
         (None, None),
     ],
+    ids=repr,
 )
 def test_the_sequence_number_may_be_text_or_number(value: Any, number: int | None) -> None:
     """The paragraph's number is an integer either way; nothing and the empty text are none."""
