@@ -20,6 +20,7 @@ quick: lint
 	TMPDIR=$(firstword $(wildcard /dev/shm) /tmp) \
 	  $(BIN)/pytest --quick --quiet --durations=5 --override-ini=tmp_path_retention_policy=failed
 
+# OPTIONS are further ones of pytest.
 test: lint
 	$(BIN)/coverage erase
 	$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term $(OPTIONS)
