@@ -5,6 +5,7 @@ No test is marked or listed for it. With `--quick` each test runs until it does 
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -35,6 +36,10 @@ class Quick:
             self._refused = event
             # Not an Exception, so that neither the test nor what it tests handles it.
             pytest.skip(f"{event} is for `make test`")
+
+    def pytest_collection_finish(self) -> None:
+        """Keep the garbage collector from looking through all that was imported, again and again."""
+        gc.freeze()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
