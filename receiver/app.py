@@ -1,17 +1,20 @@
-"""The composition root: makes the parts from the settings, starts them in order, and ends them in order."""
+"""The composition root: makes the parts of a receiver from the settings, and closes them in order however it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
 
 import uvloop
+from starlette.types import ASGIApp
 
 from receiver.database.database import Database
 from receiver.journal.journal import Journal
@@ -19,116 +22,151 @@ from receiver.metrics import Metrics
 from receiver.projector.projector import Projector
 from receiver.server.certificate import Certificate
 from receiver.server.limiter import Limits
-from receiver.server.server import Server, create_server
-from receiver.server.sockets import allow_connections, listen
+from receiver.server.server import Server
+from receiver.server.sockets import allow_connections, inherited, listen
 from receiver.settings.settings import Settings
 from receiver.systemd import READY, STOPPING, notify
 from receiver.web.callbacks import Callbacks, Endpoint
 from receiver.web.operations import operations_app
 
+logger = logging.getLogger(__name__)
+
 _SWITCH_INTERVAL = 0.0001  # seconds
 _CERTIFICATE_POLL = 2  # seconds
 _OPERATIONS_CONNECTIONS = 64
 _GRACE = 5  # seconds for requests under way, and again for the journal to drain
+_OPERATIONS_GRACE = 1  # seconds
 
 
+@dataclass(frozen=True, slots=True)
 class Receiver:
-    """All parts of a running receiver. `now` gives POSIX seconds. Starting raises the parts' own errors."""
+    """A receiver that takes callbacks: `settings` are those in force, `tasks` run for as long as it does."""
 
-    def __init__(self, settings: Settings, *, now: Callable[[], float] = time.time) -> None:
-        self.metrics = Metrics(endpoint.name for endpoint in settings.endpoints)
-        self._certificate = None
-        if settings.tls_certificate is not None and settings.tls_key is not None:
-            self._certificate = Certificate(settings.tls_certificate, settings.tls_key, self.metrics)
-        allow_connections(settings.max_connections)
-        operations_socket = listen("operations_listen", *settings.operations_listen)
-        self.database = Database(settings.database_url)
-        grown = threading.Event()
-        self.journal = Journal(settings.journal, settings.journal_max_bytes, self.metrics, grown)
-        self.projector = Projector(self.journal, self.database, self.metrics, grown)
-        callbacks = Callbacks(
-            [Endpoint(one.name, one.live_event_type_callback_url, one.verifier()) for one in settings.endpoints],
-            self.journal.append,
-            self.metrics,
-            max_body_bytes=settings.max_body_bytes,
-            trusted_proxies=settings.trusted_proxies,
-            now=now,
-        )
-        limits = Limits(
-            settings.max_connections,
-            settings.max_connections_per_address,
-            settings.request_timeout,
-            settings.trusted_proxies,
-        )
-        self._public = create_server(
-            callbacks,
-            "public",
-            self.metrics,
-            limits=limits,
-            certificate=self._certificate,
-            grace=_GRACE,
-            handover=True,
-        )
-        operations = operations_app(self.metrics.registry, self.journal.check)
-        few = Limits(_OPERATIONS_CONNECTIONS, _OPERATIONS_CONNECTIONS, settings.request_timeout)
-        self._operations = create_server(operations, "operations", self.metrics, limits=few, grace=1)
-        # Last: from here on clients come, also those of a receiver that this one is to take over from.
-        self._sockets = [listen("listen", *settings.listen, shared=True), operations_socket]
+    settings: Settings
+    public: Server
+    certificate: Certificate | None
+    tasks: Sequence[asyncio.Task[None]]
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def serve(self, on_started: Callable[[], None] = lambda: None) -> None:
-        """Serve until `stop`, or a signal to end, then put away what is under way."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
-        watching = loop.create_task(self._watch_certificate())
-        self.projector.start()
-        servers = (self._public, self._operations)
-        running = [
-            loop.create_task(_serve(server, [socket])) for server, socket in zip(servers, self._sockets, strict=True)
-        ]
-        # uvicorn has no event for having started.
-        while not all(  # noqa: ASYNC110
-            server.started or task.done() for server, task in zip(servers, running, strict=True)
-        ):
-            await asyncio.sleep(0.005)
-        notify(READY)
-        on_started()
-        await running[0]
-        await self.journal.flush()
-        await asyncio.to_thread(self.projector.stop, _GRACE)
-        self._operations.should_exit = True
-        await running[1]
-        watching.cancel()
-        self.journal.close()
-        self.database.close()
+    async def wait(self, seconds: float | None = None) -> None:
+        """Wait until `stop` is called, at most so many `seconds`; raise what one of the tasks failed with."""
+        stopping = asyncio.create_task(self.stopping.wait())
+        try:
+            awaited = {stopping, *self.tasks}
+            done, _ = await asyncio.wait(awaited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            stopping.cancel()
 
     def stop(self) -> None:
         """End in order; the second time, without waiting for requests under way."""
         notify(STOPPING)
-        self._public.force_exit = self._public.should_exit
-        self._public.should_exit = True
+        if self.stopping.is_set():
+            self.public.is_forced = True
+        self.stopping.set()
 
-    def _reload(self) -> None:
-        if self._certificate is not None:
-            self._certificate.reload()
-
-    async def _watch_certificate(self) -> None:
-        while self._certificate is not None:
-            await asyncio.sleep(_CERTIFICATE_POLL)
-            self._certificate.reload_if_changed()
+    def reload_certificate(self) -> None:
+        """Use the certificate that the files hold now."""
+        if self.certificate is not None:
+            self.certificate.reload()
 
 
-def run(settings: Settings, on_started: Callable[[], None]) -> None:
-    """Serve until a signal to end."""
+@asynccontextmanager
+async def running(settings: Settings, *, now: Callable[[], float] = time.time) -> AsyncIterator[Receiver]:
+    """A receiver that takes callbacks for as long as the block lasts. `now` gives POSIX seconds.
+
+    Starting raises the parts' own errors. However it ends, what is open is closed in the opposite order: the public
+    server, the journal's queue, the projector, the operations server, the journal, the database.
+    """
+    async with AsyncExitStack() as stack:
+        metrics = Metrics(endpoint.name for endpoint in settings.endpoints)
+        certificate = None
+        if settings.tls_certificate is not None and settings.tls_key is not None:
+            certificate = Certificate(settings.tls_certificate, settings.tls_key, metrics)
+        allow_connections(settings.max_connections)
+        operations_socket = stack.enter_context(listen("operations_listen", *settings.operations_listen))
+        database = stack.enter_context(closing(Database(settings.database_url)))
+        has_news = threading.Event()
+        journal = Journal(settings.journal, settings.journal_max_bytes, metrics, has_news)
+        stack.enter_context(closing(journal))
+        projector = Projector(journal, database, metrics, has_news)
+
+        # The last step that can be refused: from here on clients are sent to this receiver.
+        from_systemd = inherited()
+        if from_systemd is not None:
+            settings = replace(settings, listen=from_systemd.getsockname()[:2])
+            logger.info("listening on the socket from systemd", extra={"address": settings.listen})
+        public_socket = stack.enter_context(from_systemd or listen("listen", *settings.listen, shared=True))
+
+        few = Limits(_OPERATIONS_CONNECTIONS, _OPERATIONS_CONNECTIONS, settings.request_timeout)
+        operations = operations_app(metrics.registry, journal.check)
+        operations_server = Server(operations, operations_socket, "operations", metrics, limits=few)
+        tasks = [await stack.enter_async_context(operations_server.serving(_OPERATIONS_GRACE))]
+        projector.start()
+        stack.push_async_callback(asyncio.to_thread, projector.stop, _GRACE)
+        stack.push_async_callback(journal.flush)
+        public_server = Server(
+            _callbacks(settings, journal, metrics, now),
+            public_socket,
+            "public",
+            metrics,
+            limits=Limits(
+                settings.max_connections,
+                settings.max_connections_per_address,
+                settings.request_timeout,
+                settings.trusted_proxies,
+            ),
+            certificate=certificate,
+            leave_queue=from_systemd is not None,
+        )
+        tasks.append(await stack.enter_async_context(public_server.serving(_GRACE)))
+        if certificate is not None:
+            tasks.append(asyncio.create_task(_watch(certificate)))
+            stack.callback(tasks[-1].cancel)
+        receiver = Receiver(settings, public_server, certificate, tasks)
+        await receiver.wait(0)  # the tasks begin, and what fails at once fails the start
+        yield receiver
+
+
+def _callbacks(settings: Settings, journal: Journal, metrics: Metrics, now: Callable[[], float]) -> ASGIApp:
+    return Callbacks(
+        [Endpoint(one.name, one.live_event_type_callback_url, one.verifier()) for one in settings.endpoints],
+        journal.append,
+        metrics,
+        max_body_bytes=settings.max_body_bytes,
+        trusted_proxies=settings.trusted_proxies,
+        now=now,
+    )
+
+
+async def _watch(certificate: Certificate) -> None:
+    while True:
+        await asyncio.sleep(_CERTIFICATE_POLL)
+        certificate.reload_if_changed()
+
+
+async def serve(settings: Settings, on_started: Callable[[Settings], None]) -> None:
+    """Serve until a signal to end. `on_started` is called with the settings in force once callbacks are taken."""
+    loop = asyncio.get_running_loop()
+    async with running(settings) as receiver:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, receiver.stop)
+        loop.add_signal_handler(signal.SIGHUP, receiver.reload_certificate)
+        # What lives as long as the process is not searched for garbage again and again: that took some 100 ms.
+        gc.freeze()
+        notify(READY)
+        on_started(receiver.settings)
+        try:
+            await receiver.wait()
+        except Exception as error:
+            logger.critical("a part failed, ending", extra={"problem": repr(error)})
+            raise
+
+
+def run(settings: Settings, on_started: Callable[[Settings], None]) -> None:
+    """`serve` in an event loop of its own."""
     # The projector's thread would keep the interpreter for 5 ms each time that a callback needs it.
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    receiver = Receiver(settings)
-    # Nor is all that was made until now looked through again and again for garbage: that took some 100 ms each time.
-    gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(receiver.serve(on_started))
-
-
-async def _serve(server: Server, sockets: Sequence[socket.socket]) -> None:
-    await server.serve(sockets=list(sockets))
+        runner.run(serve(settings, on_started))

@@ -49,7 +49,7 @@ def serve() -> None:
     settings = read_settings()
     os.umask(0o077)  # what it writes holds stream keys
     logs.set_up()
-    run(settings, lambda: _announce(settings))
+    run(settings, _announce)
 
 
 @click.command()

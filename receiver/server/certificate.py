@@ -1,4 +1,4 @@
-"""The TLS certificate: what is offered with it, and how it is exchanged while connections go on."""
+"""The TLS certificate: which TLS is offered with it, and how a new one is used without a restart."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from receiver.server.sockets import ListenError
 
 logger = logging.getLogger(__name__)
 
-# Mozilla's "intermediate" without the slow DHE. TLS 1.3 has no others than good ones.
+# Mozilla's "intermediate" without the slow DHE. TLS 1.3 has good ones only.
 _TLS_1_2 = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
-
-
-# By OpenSSL's reason; it has none for what holds nothing that it looks for.
+# By OpenSSL's reason, which is None for a file in which it finds nothing to load.
 _PROBLEMS = {"KEY_VALUES_MISMATCH": "do not belong together", None: "are not in PEM format"}
 
 
 class Certificate:
-    """A pair of PEM files. `context` is for new connections; those that are open keep theirs."""
+    """A pair of PEM files. `context` is used for new connections; open ones keep the one that they began with."""
 
     def __init__(self, certificate: Path, key: Path, metrics: Metrics) -> None:
         self._certificate = certificate
@@ -32,12 +30,12 @@ class Certificate:
         self.context = self._load()
 
     def reload_if_changed(self) -> None:
-        """`reload`, if the files are not those of the last time."""
+        """`reload` if the files have changed since the last time."""
         if self._state() != self._seen:
             self.reload()
 
     def reload(self) -> None:
-        """Use what the files hold now; where that is no good pair, go on with the old one and say so once."""
+        """Use what the files hold now; if that is not usable, log so and keep the old one."""
         self._seen = self._state()
         try:
             self.context = self._load()
@@ -57,9 +55,13 @@ class Certificate:
         self._expiry.set(own.not_valid_after_utc.timestamp())
         return context
 
-    def _state(self) -> list[tuple[int, int, int] | None]:
-        """What changes when the files do. A link to other files, as Kubernetes exchanges them, counts too."""
-        return [_file_state(path) for path in (self._certificate, self._key)]
+    def _state(self) -> list[tuple[int, int, int]]:
+        """What changes when the files do, or when a link leads to others, as Kubernetes does it; empty without both."""
+        try:
+            found = [path.stat() for path in (self._certificate, self._key)]
+        except OSError:
+            return []
+        return [(file.st_mtime_ns, file.st_size, file.st_ino) for file in found]
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -88,11 +90,3 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
             " private key that it was made for"
         ) from error
     return context
-
-
-def _file_state(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

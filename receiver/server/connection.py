@@ -1,13 +1,16 @@
-"""One connection: uvicorn's protocol on httptools, with deadlines, caps and a strict look at framing.
+"""One HTTP connection: uvicorn's protocol on httptools with deadlines, size limits and strict framing.
 
-Nothing here has a timer: each connection knows until when its client has time, and one sweep looks at all of them.
-llhttp, the parser inside httptools, itself refuses bare LF, folded lines, repeated Content-Length, and Content-Length
-beside Transfer-Encoding; what it lets pass is refused here.
+A connection has no timer: it knows its deadline, and the server looks at all connections twice a second. llhttp, the
+parser inside httptools, itself refuses bare LF, folded lines, repeated Content-Length, and Content-Length beside
+Transfer-Encoding; what it lets pass is refused here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+from enum import Enum
+from functools import partial
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -15,24 +18,41 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from receiver.server.limiter import Admission
+from receiver.server.limiter import ConnectionLimiter
 
-_MOST_HEAD_BYTES = 2**16
-_MOST_HEADERS = 100
-_MOST_PIPELINED = 32
-_REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
+_MAX_HEAD_BYTES = 2**16
+_MAX_HEADERS = 100
+_MAX_PIPELINED = 32
+_MALFORMED = b"400 Bad Request"
+_TOO_LARGE = b"431 Request Header Fields Too Large"
+
+
+class State(Enum):
+    """What a connection waits for, and the share of `request_timeout` that this may take.
+
+    A request's header and body count from the same moment: the accept for the first request, its first byte for later
+    ones. So no trickle of bytes prolongs anything.
+    """
+
+    HANDSHAKE = "the end of the TLS handshake", 1 / 3
+    HEAD = "the first request, or the rest of a later one's header", 1 / 3
+    BODY = "the rest of a body", 1
+    ANSWERING = "the application's answer to a whole request", math.inf
+    IDLE = "the next request", 1
+    CLOSING = "the last answer to be read, and the client to close too", 1
+
+    def __init__(self, _waits_for: str, share: float) -> None:
+        self.share = share
 
 
 class _RefusedError(Exception):
-    """What the client sends is no proper request."""
+    """The request is malformed or too large."""
 
 
 class Connection(HttpToolsProtocol):
-    """A client from `client_host`, accepted at `since` on `loop`'s clock.
+    """A connection that was just accepted from `client_host`.
 
-    Of the limits' `request_timeout`, counted from the accept or from a later request's first byte, a third is for the
-    TLS handshake and the header, all of it for the whole request. As long a connection may be idle, or leave what it is
-    answered unread.
+    Output that the client leaves unread has a deadline of its own, `request_timeout`.
     """
 
     def __init__(
@@ -40,94 +60,84 @@ class Connection(HttpToolsProtocol):
         config: Config,
         server_state: ServerState,
         loop: asyncio.AbstractEventLoop,
-        admission: Admission,
+        limiter: ConnectionLimiter[Connection],
         client_host: str,
     ) -> None:
         super().__init__(config, server_state, {}, _loop=loop)
         self.client_host = client_host
-        self.since = loop.time()
-        self.is_open = False
-        self.opening: asyncio.Task[None] | None = None  # the TLS handshake
-        self._admission = admission
-        self._request_time = admission.limits.request_timeout
-        self._head_time = self._request_time / 3
-        self._latest = float("inf")
-        self._waits_since = self._unread_since = self.since
-        self._reading = False
-        self._in_head = True
-        self._ending = self._malformed = False
-        self._status = 400
-        self._hosts = 0
+        self.accepted_at = self._since = self._unread_since = loop.time()
+        self.state = State.HANDSHAKE
+        self.opening: asyncio.Task[None]  # makes the transport; set by the server
+        self._limiter = limiter
+        self._request_timeout = limiter.limits.request_timeout
+        self._refusal = _MALFORMED
         self._head_bytes = 0
-        self._unused_bytes = 0  # received, and nothing whole was made of them yet
-        self._under_way: RequestResponseCycle | None = None  # the one that is answered now
-        self._is_stranger = True
-        self._extensions = {"accepted": self._accepted}  # for the application to call
+        self._unparsed_bytes = 0  # received since the last whole header, piece of a body, or request
+        self._under_way: RequestResponseCycle | None = None  # the request that the application has
+        self._extensions = {"accepted": partial(limiter.authenticate, self)}  # for the application to call
+
+    # For the limiter and the server.
 
     def drop(self, reason: str) -> None:
-        """End it at once; `reason` is one of the metric's."""
-        if not self._ending:
-            self._admission.report(reason, self.client_host)
-        self._admission.leave(self)
-        self._give_up_answer()
-        if self.is_open:
-            self.transport.abort()
-        elif self.opening is not None:
+        """Close at once; `reason` is one of the metric's."""
+        self._limiter.report(reason, self.client_host)
+        self._limiter.remove(self)
+        if self.state is State.HANDSHAKE:
             self.opening.cancel()
+        else:
+            self.transport.abort()
 
-    def waits(self, now: float) -> float:
-        """For how many seconds its client has been waited for; 0 while the client waits for an answer."""
-        return now - self._waits_since if self._reading or not self._is_answering() else 0
+    def waiting_time(self, now: float) -> float:
+        """For how many seconds the client has been waited for; 0 while it waits for an answer."""
+        return 0 if self._is_answering() else now - self._since
 
     def is_overdue(self, now: float) -> bool:
         """Whether the client has not sent, or not read, what it should have by `now`."""
-        if self.is_open:
+        if self.state is not State.HANDSHAKE:
             if not self.transport.get_write_buffer_size():
                 self._unread_since = now
-            elif now - self._unread_since > self._request_time:
+            elif now - self._unread_since > self._request_timeout:
                 return True
-        waits = self.waits(now)
-        return waits > (self._head_time if self._in_head else self._request_time) or (waits > 0 and now > self._latest)
+        return self.waiting_time(now) > self.state.share * self._request_timeout
 
-    def finish(self, latest: float) -> None:
-        """Close after the next answer, or at `latest` if no request comes."""
-        self._ending = True
-        self._latest = latest
-        if self._is_answering():
-            self.cycle.keep_alive = False
+    def shutdown(self) -> None:
+        """Close now in an orderly way, or after the answer that is under way."""
+        if self.state is State.HANDSHAKE:
+            self.opening.cancel()
+            return
+        super().shutdown()
+        if self.transport.is_closing():
+            self._wait_for(State.CLOSING)
+
+    def _wait_for(self, state: State) -> None:
+        self.state = state
+        self._since = self.loop.time()
 
     def _is_answering(self) -> bool:
-        # There is none before the first request.
-        return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]
+        """Whether a whole request is with the application. The client may be sending further ones meanwhile."""
+        cycle = self._under_way
+        return cycle is not None and not cycle.more_body and not cycle.response_complete
 
-    def _give_up_answer(self) -> None:
+    # Called by the transport.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
+        """Wait for the first header, in what is left of its time."""
+        super().connection_made(transport)
+        self.state = State.HEAD
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop counting the connection, and tell the application: uvicorn tells it of the latest request only."""
+        self._limiter.remove(self)
         if self._under_way is not None:
             self._under_way.disconnected = True
             self._under_way.message_event.set()
-
-    def _accepted(self) -> None:
-        if self._is_stranger:
-            self._is_stranger = False
-            self._admission.recognize(self)
-
-    # From here on: called by the transport.
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
-        """Start to listen to the client."""
-        super().connection_made(transport)
-        self.is_open = True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Give back the place."""
-        self._admission.leave(self)
-        self._give_up_answer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse `data`, and refuse what is no proper request."""
-        if self._malformed:
+        """Parse `data`, and refuse what is malformed or too large."""
+        if self.state is State.CLOSING:
             return
-        self._unused_bytes += len(data)
+        self._unparsed_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -135,71 +145,62 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse()
         else:
-            if self._unused_bytes > _MOST_HEAD_BYTES:
-                self._status = 431
+            if self._unparsed_bytes > _MAX_HEAD_BYTES:
+                self._refusal = _TOO_LARGE
                 self._refuse()
 
     def _refuse(self) -> None:
-        """Answer what came before, then this, and close."""
-        self._admission.report("malformed", self.client_host)
-        self._malformed = True
+        """Read no more; answer the requests before the one that is refused, then that, and close."""
+        self._limiter.report("malformed", self.client_host)
+        self._wait_for(State.CLOSING)
         if self.pipeline and self.pipeline[0][0].more_body:  # it is this one's body that is malformed
             self.pipeline.popleft()
-        elif not self.pipeline and (not self._is_answering() or self.cycle.more_body):
+        elif not self.pipeline and not self._is_answering():
             self._answer_refused()
 
     def _answer_refused(self) -> None:
-        head = b"HTTP/1.1 %d %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (self._status, _REASONS[self._status]))
+        head = b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % self._refusal)
         self.transport.close()
 
-    # From here on: called by the parser, in this order, for each request.
+    # Called by the parser, in this order for each request.
 
     def on_message_begin(self) -> None:
         """Start a request, and the time for its header."""
         super().on_message_begin()
         self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item] # narrower than ASGI's
-        self._reading = self._in_head = True
-        self._hosts = self._head_bytes = 0
-        if self.cycle is not None:  # the first one's time runs since the accept
-            self._waits_since = self.loop.time()
+        self._head_bytes = 0
+        if self.state is not State.HEAD:  # else it is the first request, whose time runs since the accept
+            self._wait_for(State.HEAD)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header, unless it is a trailer: those came after what was checked."""
+        """Keep a header; ignore a trailer, which comes after the headers were checked."""
         self._head_bytes += len(name) + len(value)
-        if self._head_bytes > _MOST_HEAD_BYTES:
-            self._status = 431
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self._refusal = _TOO_LARGE
             raise _RefusedError
-        if not self._in_head:
-            return
-        name = name.lower()
-        if name == b"host":
-            self._hosts += 1
-        elif name == b"transfer-encoding" and value.lower() != b"chunked":
-            raise _RefusedError
-        elif name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
+        if self.state is State.HEAD:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Check the header as a whole, and hand over the request."""
-        self._in_head = False
-        self._unused_bytes = 0
+        """Check the header as a whole, and hand the request to the application."""
+        self.state = State.BODY
+        self._unparsed_bytes = 0
         self._check_head()
         super().on_headers_complete()
-        if self._ending:
-            self.cycle.keep_alive = False
 
     def _check_head(self) -> None:
-        version = self.parser.get_http_version()
-        if len(self.headers) > _MOST_HEADERS or len(self.url) + self._head_bytes > _MOST_HEAD_BYTES:
-            self._status = 431
+        if len(self.headers) > _MAX_HEADERS or len(self.url) + self._head_bytes > _MAX_HEAD_BYTES:
+            self._refusal = _TOO_LARGE
             raise _RefusedError
+        version = self.parser.get_http_version()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
         if version == "1.1":
-            proper = self._hosts == 1
-        else:  # 1.0 knows neither; others are none of HTTP's that are spoken here
-            proper = version == "1.0" and self._hosts <= 1 and b"transfer-encoding" not in dict(self.headers)
-        if not proper or len(self.pipeline) >= _MOST_PIPELINED:
+            is_proper = hosts == 1 and codings in ([], [b"chunked"])
+        else:  # HTTP/1.0 needs no Host and has no chunks
+            is_proper = version == "1.0" and hosts <= 1 and not codings
+        if not is_proper or len(self.pipeline) >= _MAX_PIPELINED:
             raise _RefusedError
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -208,27 +209,26 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Hand over a piece of the body."""
-        self._unused_bytes = 0
+        self._unparsed_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """From now on the answer is what is waited for."""
-        self._reading = False
-        self._unused_bytes = 0
-        self._waits_since = self.loop.time()
+        """Wait for the answer, unless it was given before the body was read."""
+        self._unparsed_bytes = 0
+        self._wait_for(State.IDLE if self.cycle.response_complete else State.ANSWERING)
         super().on_message_complete()
 
-    # From here on: called when an answer is written.
+    # Called when the application has given its answer.
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, or wait for it."""
-        self.server_state.total_requests += 1
-        if not self._reading:
-            self._waits_since = self.loop.time()
+        """Go on with the next request, or wait for one."""
         if self.transport.is_closing():
+            self._wait_for(State.CLOSING)
             return
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif self._malformed:
+        elif self.state is State.CLOSING:
             self._answer_refused()
+        elif self.state is State.ANSWERING:
+            self._wait_for(State.IDLE)

@@ -1,29 +1,29 @@
-"""Who may be connected to a listener, and who has to go for others to come in.
+"""Limits how many connections a listener has, and chooses which one is dropped to make room for another.
 
-Whose callbacks have not been accepted yet is a stranger. Strangers get a bounded number of places for each address;
-when these are taken, or the places for all, the one that has been here longest makes room. Where there is no stranger,
-it is the client that has been silent longest. So the next callback finds a place, however many slow connections there
-are, and a callback that is being answered is never dropped.
+A connection is authenticated once a callback of it was accepted. Unauthenticated ones are limited for each address;
+at that limit, or at the one for all, the oldest of them is evicted. Where all are authenticated, the one that has been
+idle longest is. So a new callback finds room however many slow connections there are, and an authenticated connection
+that is being answered is never evicted.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from receiver.addresses import Network, client_group, is_trusted, parse_address
 from receiver.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 1.0  # seconds that a stranger is left alone: a far client has shaken hands and sent its header by then
+_PROTECTED_SECONDS = 1.0  # after the accept: by then a far client has shaken hands and sent its header
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is granted to clients. `request_timeout` is in seconds; proxies' addresses are not limited one by one."""
+    """What clients are allowed. `request_timeout` is in seconds; trusted proxies have no limit of their own address."""
 
     max_connections: int = 1024
     max_connections_per_address: int = 256
@@ -31,88 +31,83 @@ class Limits:
     trusted_proxies: Sequence[Network] = ()
 
 
-class Guest(Protocol):
-    """A connection. `since` is when it was accepted, on the event loop's clock."""
+class Limited(Protocol):
+    """What the limiter needs of a connection. Times are the event loop's."""
 
     client_host: str
-    since: float
+    accepted_at: float
 
     def drop(self, reason: str) -> None:
-        """End it at once."""
+        """Close at once; `reason` is one of the metric's."""
 
-    def waits(self, now: float) -> float:
-        """For how many seconds its client has been waited for; 0 while the client waits for an answer."""
+    def waiting_time(self, now: float) -> float:
+        """For how many seconds the client has been waited for; 0 while it waits for an answer."""
 
     def is_overdue(self, now: float) -> bool:
-        """Whether its client has taken too long."""
-
-    def finish(self, latest: float) -> None:
-        """Close after the next answer, or at `latest` if no request comes."""
+        """Whether the client has missed a deadline."""
 
 
-class Admission:
-    """The places of one listener; `listener` is its name in the metrics."""
+_Connection = TypeVar("_Connection", bound=Limited)
+
+
+class ConnectionLimiter(Generic[_Connection]):
+    """The connections of one listener; `listener` is its name in the metrics."""
 
     def __init__(self, limits: Limits, listener: str, metrics: Metrics) -> None:
-        self.guests: set[Guest] = set()
+        self.connections: set[_Connection] = set()
         self.limits = limits
-        self._strangers: dict[Guest, str] = {}  # the oldest first
-        self._by_address: dict[str, dict[Guest, None]] = {}
+        self._unauthenticated: dict[_Connection, str] = {}  # with their groups of addresses; the oldest first
+        self._by_group: dict[str, dict[_Connection, None]] = {}  # the unauthenticated ones
         self._listener = listener
-        self._connections = metrics.connections.labels(listener)
+        self._count = metrics.connections.labels(listener)
         self._dropped = metrics.connections_dropped_total
 
-    def has_room(self, host: str, now: float) -> bool:
-        """Whether one more from `host` may come in, for which a stranger may have to go."""
+    def make_room(self, host: str, now: float) -> bool:
+        """Evict a connection where one more from `host` would be too many; whether there is room for it now."""
         address = parse_address(host)
-        own = self._by_address.get(client_group(address), {})
-        room = (
-            len(own) < self.limits.max_connections_per_address
+        same_group = self._by_group.get(client_group(address), {})
+        has_room = (
+            len(same_group) < self.limits.max_connections_per_address
             or is_trusted(address, self.limits.trusted_proxies)
-            or _evict(own, now)
+            or _evict_oldest(same_group, now)
         ) and (
-            len(self.guests) < self.limits.max_connections or _evict(self._strangers, now) or self._evict_silent(now)
+            len(self.connections) < self.limits.max_connections
+            or _evict_oldest(self._unauthenticated, now)
+            or self._evict_idle(now)
         )
-        if not room:
+        if not has_room:
             self.report("limit", host)
-        return room
+        return has_room
 
-    def enter(self, guest: Guest) -> None:
-        """Take a place, as a stranger."""
-        group = client_group(parse_address(guest.client_host))
-        self.guests.add(guest)
-        self._strangers[guest] = group
-        self._by_address.setdefault(group, {})[guest] = None
-        self._connections.inc()
+    def add(self, connection: _Connection) -> None:
+        """Count a new connection, unauthenticated."""
+        group = client_group(parse_address(connection.client_host))
+        self.connections.add(connection)
+        self._unauthenticated[connection] = group
+        self._by_group.setdefault(group, {})[connection] = None
+        self._count.inc()
 
-    def recognize(self, guest: Guest) -> None:
-        """A callback of `guest` was accepted: it is no stranger any more."""
-        group = self._strangers.pop(guest, None)
+    def authenticate(self, connection: _Connection) -> None:
+        """A callback of `connection` was accepted."""
+        group = self._unauthenticated.pop(connection, None)
         if group is None:
             return
-        own = self._by_address[group]
-        del own[guest]
-        if not own:
-            del self._by_address[group]
+        same_group = self._by_group[group]
+        del same_group[connection]
+        if not same_group:
+            del self._by_group[group]
 
-    def leave(self, guest: Guest) -> None:
-        """Give the place back; a second time is nothing."""
-        if guest in self.guests:
-            self.guests.remove(guest)
-            self.recognize(guest)
-            self._connections.dec()
+    def remove(self, connection: _Connection) -> None:
+        """Count `connection` no longer; does nothing the second time."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self.authenticate(connection)
+            self._count.dec()
 
-    def sweep(self, now: float) -> None:
-        """Drop whoever is overdue."""
-        for guest in [guest for guest in self.guests if guest.is_overdue(now)]:
-            guest.drop("timeout")
-
-    def _evict_silent(self, now: float) -> bool:
-        silent = max(self.guests - self._strangers.keys(), key=lambda guest: guest.waits(now), default=None)
-        if silent is None or not silent.waits(now):
-            return False
-        silent.drop("limit")
-        return True
+    def drop_overdue(self, now: float) -> None:
+        """Drop the connections that have missed a deadline."""
+        for connection in [connection for connection in self.connections if connection.is_overdue(now)]:
+            connection.drop("timeout")
 
     def report(self, reason: str, host: str) -> None:
         """Count and log that a connection from `host` was dropped."""
@@ -120,10 +115,18 @@ class Admission:
         details = {"listener": self._listener, "reason": reason, "client": host}
         logger.warning("connection dropped", extra=details)
 
+    def _evict_idle(self, now: float) -> bool:
+        authenticated = self.connections - self._unauthenticated.keys()
+        idlest = max(authenticated, key=lambda connection: connection.waiting_time(now), default=None)
+        if idlest is None or not idlest.waiting_time(now):
+            return False
+        idlest.drop("limit")
+        return True
 
-def _evict(strangers: dict[Guest, str] | dict[Guest, None], now: float) -> bool:
-    oldest = next(iter(strangers), None)
-    if oldest is None or now - oldest.since < _PATIENCE:
+
+def _evict_oldest(connections: Collection[Limited], now: float) -> bool:
+    oldest = next(iter(connections), None)
+    if oldest is None or now - oldest.accepted_at < _PROTECTED_SECONDS:
         return False
     oldest.drop("limit")
     return True

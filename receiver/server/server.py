@@ -1,185 +1,177 @@
-"""uvicorn under both listeners. Connections are accepted here, so that number and time are bounded from the start."""
+"""The HTTP server of one listener: accepts connections, keeps their deadlines, and stops in order.
+
+uvicorn provides the protocol (`Connection`). Accepting is done here, so that the number of connections and their time
+are limited from the accept on, before the TLS handshake.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import errno
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from email.utils import formatdate
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.server import ServerState
 
 from receiver.metrics import Metrics
 from receiver.server.certificate import Certificate
-from receiver.server.connection import Connection
-from receiver.server.limiter import Admission, Limits
-from receiver.server.sockets import is_exhausted, stop_new_connections
+from receiver.server.connection import Connection, State
+from receiver.server.limiter import ConnectionLimiter, Limits
 
 logger = logging.getLogger(__name__)
 
-_ACCEPTED_AT_ONCE = 64  # then it is the turn of those that are connected
-_SWEEP_TICKS = 5  # of uvicorn's 0.1 seconds
+_MAX_ACCEPTS = 64  # in a row, before the connections that are open get their turn
+_TICK = 0.5  # seconds between two looks at the deadlines
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # no file or memory for a connection
 _EXHAUSTED_PAUSE = 0.2  # seconds
-_TLS_FAREWELL = 1.0  # seconds for the client's close_notify
-_HANDOVER = 0.25  # seconds: what is on its way through the network when the listener closes still arrives
-_LINGER = 1.0  # seconds for an idle client to send what it was just about to
+_TLS_CLOSE_TIMEOUT = 1.0  # seconds for the client's close_notify
+_LINGER = 1.0  # seconds for an idle client to send the request that it was about to send when the server stops
 
 
-class Server(uvicorn.Server):
-    """uvicorn with an accept of its own. It leaves signals to the application, which has two of these to stop."""
+class Server:
+    """Serves `app` to the clients of `listener`, whose name in the metrics is `name`.
 
-    def __init__(
+    `leave_queue` is for a listener that stays open in another process: at the end, the connections that wait to be
+    accepted are left to the next process that accepts there.
+    """
+
+    def __init__(  # noqa: PLR0913 (one place that makes one)
         self,
-        config: uvicorn.Config,
-        admission: Admission,
-        certificate: Certificate | None,
+        app: ASGIApp,
+        listener: socket.socket,
+        name: str,
+        metrics: Metrics,
         *,
-        grace: float,
-        handover: float,
+        limits: Limits,
+        certificate: Certificate | None = None,
+        leave_queue: bool = False,
     ) -> None:
-        super().__init__(config)
-        self._admission = admission
+        self._config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            # uvicorn's own access log prints the query, and with it hwSecret.
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,
+        )
+        self._listener = listener
+        self._limiter = ConnectionLimiter[Connection](limits, name, metrics)
         self._certificate = certificate
-        self._grace = grace
-        self._handover = handover
-        self._listeners: list[socket.socket] = []
-        self._opening: set[asyncio.Task[None]] = set()
+        self._leave_queue = leave_queue
+        self._state = ServerState()
+        self.is_forced = False  # whether the end waits for nothing
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Do nothing."""
-        yield
+    @asynccontextmanager
+    async def serving(self, grace: float) -> AsyncIterator[asyncio.Task[None]]:
+        """Accept connections until the block ends, then give requests under way at most `grace` seconds.
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept."""
-        self._listeners = sockets or []
-        for listener in self._listeners:
-            self._watch(listener)
-        self.started = True
+        The task that keeps the deadlines is given to the block. It ends only if it fails.
+        """
+        self._config.load()
+        self._watch()
+        ticking = asyncio.create_task(self._tick())
+        try:
+            yield ticking
+        finally:
+            ticking.cancel()
+            await self._stop(grace)
 
-    async def on_tick(self, counter: int) -> bool:
-        """Drop who is overdue, now and then."""
-        if counter % _SWEEP_TICKS == 0:
-            self._admission.sweep(asyncio.get_running_loop().time())
-        return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (uvicorn's)
-        """Accept whoever is on the way already, answer what is under way, and only then let go."""
-        loop = asyncio.get_running_loop()
-        for listener in self._listeners:
-            stop_new_connections(listener)
-        await self._wait(lambda: False, self._handover)
-        for listener in self._listeners:
-            loop.remove_reader(listener)
-            while self._accept(listener):
-                pass
-            listener.close()
-        for guest in self._admission.guests:
-            guest.finish(loop.time() + _LINGER)
-        await self._wait(lambda: not self._admission.guests and not self.server_state.tasks, self._grace)
-        if tasks := list(self.server_state.tasks):
+    async def _stop(self, grace: float) -> None:
+        asyncio.get_running_loop().remove_reader(self._listener)
+        while not self._leave_queue and self._accept():
+            pass
+        self._listener.close()
+        self._state.default_headers.append((b"connection", b"close"))
+        await self._wait_for_answers(_LINGER)
+        for connection in list(self._limiter.connections):
+            connection.shutdown()
+        await self._wait_for_answers(grace - _LINGER)
+        if tasks := list(self._state.tasks):
             logger.warning("requests under way given up", extra={"requests": len(tasks)})
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=_LINGER)
 
-    async def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Until `condition`, for at most `seconds`, and not at all when forced; deadlines are kept meanwhile."""
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            # In place: the requests under way use the list too.
+            self._state.default_headers[:] = [(b"date", formatdate(usegmt=True).encode())]
+            self._limiter.drop_overdue(loop.time())
+            await asyncio.sleep(_TICK)
+
+    async def _wait_for_answers(self, seconds: float) -> None:
+        """Until no request can come any more and all are answered; the deadlines are kept meanwhile."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        while not condition() and loop.time() < end and not self.force_exit:
+        # What is written to a connection that is closing reaches the client without our waiting for it.
+        while self._state.tasks or any(one.state is not State.CLOSING for one in self._limiter.connections):
+            if loop.time() > end or self.is_forced:
+                return
             await asyncio.sleep(0.02)
-            self._admission.sweep(loop.time())
+            self._limiter.drop_overdue(loop.time())
 
-    # From here on: a connection's way in.
+    # How a connection is made.
 
-    def _watch(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:
-            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+    def _watch(self) -> None:
+        if self._listener.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
-    def _accept(self, listener: socket.socket) -> bool:
-        """Take some of those that wait; whether there may be more."""
-        for _ in range(_ACCEPTED_AT_ONCE):
+    def _accept(self) -> bool:
+        """Accept some of the connections that wait; whether there may be more."""
+        for _ in range(_MAX_ACCEPTS):
             try:
-                plain, peer = listener.accept()
+                plain, peer = self._listener.accept()
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                if is_exhausted(error):
-                    self._pause(listener, error)
+                if error.errno in _EXHAUSTED:
+                    self._pause(error)
                 return False
-            self._enter(plain, peer[0])
+            self._add(plain, peer[0])
         return True
 
-    def _pause(self, listener: socket.socket, error: OSError) -> None:
+    def _pause(self, error: OSError) -> None:
         loop = asyncio.get_running_loop()
         logger.error("cannot accept", extra={"problem": error.strerror})
-        loop.remove_reader(listener)
-        loop.call_later(_EXHAUSTED_PAUSE, self._watch, listener)
+        loop.remove_reader(self._listener)
+        loop.call_later(_EXHAUSTED_PAUSE, self._watch)
 
-    def _enter(self, plain: socket.socket, host: str) -> None:
+    def _add(self, plain: socket.socket, host: str) -> None:
         loop = asyncio.get_running_loop()
-        if not self._admission.has_room(host, loop.time()):
+        if not self._limiter.make_room(host, loop.time()):
             plain.close()
             return
         plain.setblocking(False)
-        connection = Connection(self.config, self.server_state, loop, self._admission, host)
-        self._admission.enter(connection)
+        connection = Connection(self._config, self._state, loop, self._limiter, host)
+        self._limiter.add(connection)
         connection.opening = loop.create_task(self._open(plain, connection))
-        self._opening.add(connection.opening)
-        connection.opening.add_done_callback(self._opening.discard)
 
     async def _open(self, plain: socket.socket, connection: Connection) -> None:
-        """Shake hands. How long that takes is the connection's deadline."""
+        """Shake hands. How long that takes is limited by the connection's deadline."""
         tls: dict[str, Any] = {}
         if self._certificate is not None:
             tls = {
                 "ssl": self._certificate.context,
-                "ssl_handshake_timeout": self._admission.limits.request_timeout,
-                "ssl_shutdown_timeout": _TLS_FAREWELL,
+                "ssl_handshake_timeout": self._limiter.limits.request_timeout,
+                "ssl_shutdown_timeout": _TLS_CLOSE_TIMEOUT,
             }
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(lambda: connection, plain, **tls)
         except ssl.SSLError:
-            self._admission.report("handshake", connection.client_host)
+            self._limiter.report("handshake", connection.client_host)
         except OSError:
             pass  # the client has gone
         finally:
-            if not connection.is_open:
-                self._admission.leave(connection)
+            if connection.state is State.HANDSHAKE:
+                self._limiter.remove(connection)
                 plain.close()
-
-
-def create_server(  # noqa: PLR0913 (one place that makes one)
-    app: ASGIApp,
-    listener: str,
-    metrics: Metrics,
-    *,
-    limits: Limits,
-    certificate: Certificate | None = None,
-    grace: float,
-    handover: bool = False,
-) -> Server:
-    """A server for `app`, to be run with `serve(sockets=…)`; `listener` is its name in the metrics.
-
-    Requests under way at its end get `grace` seconds; before that, with `handover`, connections on their way come in.
-    """
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        # uvicorn's own access log prints the query, and with it hwSecret.
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-    )
-    admission = Admission(limits, listener, metrics)
-    return Server(config, admission, certificate, grace=grace, handover=_HANDOVER if handover else 0)

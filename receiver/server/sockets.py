@@ -1,24 +1,14 @@
-"""Listening sockets: opened so that a second receiver can take over, and closed without losing a connection."""
+"""The listening sockets: opened here, or inherited from systemd, and the open files that connections need."""
 
 from __future__ import annotations
 
-import array
-import contextlib
-import errno
+import os
 import resource
 import socket
+from collections.abc import MutableMapping
 
 _BACKLOG = 2048
 _OTHER_FILES = 128  # beside connections: the journal, the database, the log
-_SO_ATTACH_FILTER = 26
-# A classic BPF program over the TCP header: drop what has SYN and not ACK. Each instruction is code, jumps, operand.
-_DROP_SYN = (
-    (0x30, 0, 0, 13),  # load the flags
-    (0x54, 0, 0, 0x12),  # keep SYN and ACK
-    (0x15, 0, 1, 0x02),  # is it SYN alone?
-    (0x06, 0, 0, 0),  # yes: nothing of it is let through
-    (0x06, 0, 0, 0xFFFFFFFF),  # no: all of it
-)
 
 
 class ListenError(Exception):
@@ -26,7 +16,7 @@ class ListenError(Exception):
 
 
 def listen(setting: str, host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A listening socket on `host` and `port`, given by `setting`; another receiver's may be on a `shared` one too."""
+    """A listening socket on `host` and `port`, given by `setting`; other receivers can listen on a `shared` one too."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=_BACKLOG, reuse_port=shared)
@@ -36,22 +26,42 @@ def listen(setting: str, host: str, port: int, *, shared: bool = False) -> socke
             f"{setting}: cannot listen on {host} port {port} ({error.strerror}): is {who} stop it,"
             f" or set `{setting}` to a free address"
         ) from error
+    return _prepared(listener)
+
+
+def inherited(environ: MutableMapping[str, str] = os.environ, first_descriptor: int = 3) -> socket.socket | None:
+    """The listening socket that systemd has opened for this process, if it has (socket activation).
+
+    Source: sd_listen_fds(3). The variables are removed, so that no child process takes them for its own.
+    """
+    process, count, _ = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if process != str(os.getpid()):  # not set, or for a parent of ours
+        return None
+    if count != "1":
+        raise ListenError(
+            f"LISTEN_FDS: {count or 'no'} sockets are passed, not 1: let receiver.socket have one Listen…= line"
+        )
+    try:
+        listener = socket.socket(fileno=first_descriptor)
+    except OSError as error:
+        raise ListenError(
+            f"LISTEN_FDS: what is passed is no socket ({error.strerror}): start it by receiver.socket"
+        ) from error
+    if (
+        listener.family not in (socket.AF_INET, socket.AF_INET6)
+        or listener.type != socket.SOCK_STREAM
+        or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    ):
+        listener.close()
+        raise ListenError("LISTEN_FDS: the socket passed does not listen for TCP: use ListenStream=PORT and Accept=no")
+    listener.set_inheritable(False)
+    return _prepared(listener)
+
+
+def _prepared(listener: socket.socket) -> socket.socket:
     listener.setblocking(False)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which its connections inherit
     return listener
-
-
-def stop_new_connections(listener: socket.socket) -> None:
-    """Let no further connection begin on `listener`, while those that have begun can still be accepted.
-
-    Closing it at once would reset connections that wait to be accepted. So their first packet is dropped instead: the
-    client's kernel sends it again after a second, and then it reaches the receiver that has taken over the port.
-    """
-    program = array.array("Q", [code | yes << 16 | no << 24 | operand << 32 for code, yes, no, operand in _DROP_SYN])
-    address, length = program.buffer_info()
-    filter_ = array.array("Q", [length, address]).tobytes()  # struct sock_fprog
-    with contextlib.suppress(OSError):  # a kernel without it: what then waits in the queue is accepted all the same
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
 
 
 def allow_connections(most: int) -> None:
@@ -67,8 +77,3 @@ def allow_connections(most: int) -> None:
             f"max_connections: {most} connections need {needed} open files, and the system allows {soft} to {hard}:"
             f" raise that (ulimit -n, LimitNOFILE=), or set `max_connections` to {max(1, soft - _OTHER_FILES)} or less"
         ) from error
-
-
-def is_exhausted(error: OSError) -> bool:
-    """Whether the machine has no more files or memory for a connection."""
-    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

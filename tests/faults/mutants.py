@@ -44,13 +44,15 @@ PROJECTOR = "receiver/projector/projector.py"
 ENGINE = "receiver/database/engine.py"
 STREAMS = "receiver/database/streams.py"
 KILL, POWER, DISK, FLEET = (f"tests/faults/test_{name}.py" for name in ("kill", "power", "disk", "fleet"))
-LIMITER, CONNECTION, SERVER, SOCKETS, CERTIFICATE = (
-    f"receiver/server/{name}.py" for name in ("limiter", "connection", "server", "sockets", "certificate")
+LIMITER, CONNECTION, SERVER, CERTIFICATE = (
+    f"receiver/server/{name}.py" for name in ("limiter", "connection", "server", "certificate")
 )
-HOSTILE, UNTIL_THE_END = "tests/e2e/test_hostile.py", "tests/server/test_server.py"
-NO_CAPS = Change(LIMITER, "        address = parse_address(host)\n        own", "        return True\n{old}")
+HOSTILE, RESTART = "tests/e2e/test_hostile.py", "tests/e2e/test_restart.py"
+NO_CAPS = Change(LIMITER, "        address = parse_address(host)\n        same", "        return True\n{old}")
 NO_DEADLINES = Change(
-    CONNECTION, "        if self.is_open:\n            if not self.transport.get", "        return False\n{old}"
+    CONNECTION,
+    "        if self.state is not State.HANDSHAKE:\n            if not self.transport.get",
+    "        return False\n{old}",
 )
 
 MUTANTS = (
@@ -61,13 +63,18 @@ MUTANTS = (
     Mutant("no deadlines", (f"{HOSTILE}::test_deadlines_are_absolute",), (NO_DEADLINES,)),
     Mutant(
         "connections that wait are lost at the end",
-        (UNTIL_THE_END,),
-        (Change(SERVER, "while self._accept(listener):", "while False:"),),
+        ("tests/server/test_server.py",),
+        (Change(SERVER, "while not self._leave_queue and self._accept():", "while False:"),),
     ),
     Mutant(
-        "new connections are reset at the end",
-        (UNTIL_THE_END,),
-        (Change(SOCKETS, "listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)", "pass"),),
+        "the socket from systemd is not used",
+        (f"{RESTART}::test_restart_on_a_socket_that_stays_open",),
+        (Change("receiver/app.py", "from_systemd = inherited()", "from_systemd = None"),),
+    ),
+    Mutant(
+        "idle connections are closed at once at the end",
+        (f"{RESTART}::test_a_callback_just_before_the_end",),
+        (Change(SERVER, "await self._wait_for_answers(_LINGER)", "pass"),),
     ),
     Mutant(
         "a new certificate is not noticed",
