@@ -1,4 +1,4 @@
-"""Whose request it is: the peer's address or, where the peer is a trusted proxy, the address that it vouches for."""
+"""The client's address: the peer's or, where the peer is a trusted proxy, the one that the proxy names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FORWARDED_FOR = re.compile(
     r'\s*(?:[A-Za-z]+=(?:[^\s;,"]*|"[^"]*");)*for=("[^"]*"|[^\s;,"]+)(?:;[^,]*)?\s*', re.IGNORECASE
 )
 _WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9]{1,5})?")
-_MOST_CHARACTERS = 2048  # of what proxies say: more is none of theirs
+_MAX_CHARACTERS = 2048  # of a header: proxies write less
 
 
 def parse_address(text: str) -> Address | None:
@@ -57,7 +57,7 @@ def client_address(peer: str, headers: Iterable[tuple[bytes, bytes]], trusted: S
 
 def _hops(name: bytes, text: str) -> list[Address | None]:
     """The addresses from left to right; none where something else stands."""
-    if len(text) > _MOST_CHARACTERS:
+    if len(text) > _MAX_CHARACTERS:
         return []
     if name == b"x-forwarded-for":
         return [parse_address(part.strip()) for part in text.split(",")]

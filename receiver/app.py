@@ -26,7 +26,7 @@ from receiver.server.server import Server
 from receiver.server.sockets import allow_connections, inherited, listen
 from receiver.settings.settings import Settings
 from receiver.systemd import READY, STOPPING, notify
-from receiver.web.callbacks import Callbacks, Endpoint
+from receiver.web.callbacks import Callback, public_app
 from receiver.web.operations import operations_app
 
 logger = logging.getLogger(__name__)
@@ -130,13 +130,18 @@ async def running(settings: Settings, *, now: Callable[[], float] = time.time) -
 
 
 def _callbacks(settings: Settings, journal: Journal, metrics: Metrics, now: Callable[[], float]) -> ASGIApp:
-    return Callbacks(
-        [Endpoint(one.name, one.live_event_type_callback_url, one.verifier()) for one in settings.endpoints],
-        journal.append,
-        metrics,
-        max_body_bytes=settings.max_body_bytes,
-        trusted_proxies=settings.trusted_proxies,
-        now=now,
+    return public_app(
+        Callback(
+            name=endpoint.name,
+            url=endpoint.live_event_type_callback_url,
+            verifier=endpoint.verifier(),
+            append=journal.append,
+            metrics=metrics,
+            max_body_bytes=settings.max_body_bytes,
+            trusted_proxies=settings.trusted_proxies,
+            now=now,
+        )
+        for endpoint in settings.endpoints
     )
 
 

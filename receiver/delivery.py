@@ -1,4 +1,4 @@
-"""What the public endpoint hands to the storage: an authentic callback, as received."""
+"""A delivery: an authentic callback as received, on its way from the public listener to the database."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class NotDurableError(Exception):
 class Delivery(NamedTuple):
     """An authentic callback. Times are POSIX seconds; `time_text` is hwTime as received, empty without a signature.
 
-    `quarantine_reason` is set where the delivery is to be kept, but not to be believed.
+    `quarantine_reason` is set for a delivery that belongs in quarantine.
     """
 
     endpoint: str

@@ -1,4 +1,4 @@
-"""Tells systemd what the service is doing, where systemd asks for it (`Type=notify`)."""
+"""Messages to systemd: the service is ready, or stopping (`Type=notify`)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ X, F = "x-forwarded-for", "forwarded"
 # The peer, the headers that came, whose request it is.
 CASES: dict[str, tuple[str, list[tuple[str, str]], str]] = {
     "nobody says anything": ("127.0.0.1", [], "127.0.0.1"),
-    "a stranger says something": ("192.0.2.1", [(X, "198.51.100.7"), (F, "for=198.51.100.7")], "192.0.2.1"),
+    "an untrusted peer says something": ("192.0.2.1", [(X, "198.51.100.7"), (F, "for=198.51.100.7")], "192.0.2.1"),
     "one proxy": ("127.0.0.1", [(X, "198.51.100.7")], "198.51.100.7"),
     "one proxy, forwarded": ("127.0.0.1", [(F, "for=198.51.100.7")], "198.51.100.7"),
     "the client's invention on the left": ("127.0.0.1", [(X, "203.0.113.9, 198.51.100.7")], "198.51.100.7"),
@@ -55,7 +55,7 @@ def test_whose_request_it_is(peer: str, headers: list[tuple[str, str]], client: 
 
 
 def test_without_trusted_proxies_nobody_is_believed() -> None:
-    """By default the client is whoever is connected."""
+    """By default the client is the peer."""
     assert client_address("127.0.0.1", [(b"x-forwarded-for", b"198.51.100.7")], []) == "127.0.0.1"
 
 

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from receiver.delivery import NotDurableError
+from receiver.web.callbacks import HEALTH_PATH, health
 
 
 def operations_app(registry: CollectorRegistry, check_journal: Callable[[], Awaitable[None]]) -> Starlette:
@@ -19,9 +20,6 @@ def operations_app(registry: CollectorRegistry, check_journal: Callable[[], Awai
     async def metrics(_request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def healthz(_request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
     async def readyz(_request: Request) -> Response:
         try:
             await check_journal()
@@ -29,4 +27,4 @@ def operations_app(registry: CollectorRegistry, check_journal: Callable[[], Awai
             return JSONResponse({"status": "unavailable", "problem": str(error)}, status_code=503)
         return JSONResponse({"status": "ok"})
 
-    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
+    return Starlette(routes=[Route("/metrics", metrics), Route(HEALTH_PATH, health), Route("/readyz", readyz)])

@@ -13,7 +13,7 @@ import pytest
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import Metrics
 from receiver.protocol.signature import AuthType, Verifier, sign
-from receiver.web.callbacks import Callbacks, Endpoint
+from receiver.web.callbacks import Callback
 from tests.helpers.pages import rows, section
 from tests.helpers.receiver import KEY, SAMPLES, Process, running
 
@@ -120,11 +120,13 @@ def test_not_durable() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    endpoint = Endpoint("default", url, Verifier(url, AuthType.MSS_A, (KEY,)))
+    verifier = Verifier(url, AuthType.MSS_A, (KEY,))
     query = sign(url, KEY, time.time()).url.partition("?")[2].encode()
     scope = {"type": "http", "method": "POST", "raw_path": PATH.encode(), "query_string": query, "headers": []}
-    callbacks = Callbacks([endpoint], append, Metrics(), max_body_bytes=2**20)
-    asyncio.run(callbacks({**scope, "client": None}, receive, send))
+    callback = Callback(
+        name="default", url=url, verifier=verifier, append=append, metrics=Metrics(), max_body_bytes=2**20
+    )
+    asyncio.run(callback({**scope, "client": None}, receive, send))
     start, body = sent
     shown = re.fullmatch(r"(\d+) `(.*)` with `Retry-After: (\d+)`", answer)
     assert shown is not None

@@ -25,7 +25,7 @@ MOST_FILES = 1000  # fewer than the slow connections would need
 REQUEST_TIMEOUT = 10
 ATTACK_SECONDS = 10
 ANSWERS = 50
-PATIENCE = 8  # seconds that a well-behaved client waits: fewer than the attack lasts once all files are taken
+CLIENT_TIMEOUT = 8  # seconds: fewer than the attack lasts once all files are taken
 
 
 @contextmanager
@@ -59,7 +59,7 @@ class WellBehaved(threading.Thread):
         self.join()
 
     def _post(self) -> str:
-        connection = self._receiver.connection("127.0.0.2", timeout=PATIENCE)
+        connection = self._receiver.connection("127.0.0.2", timeout=CLIENT_TIMEOUT)
         with closing(connection):
             try:
                 connection.request("POST", self._receiver.target(), SAMPLE)
@@ -115,7 +115,8 @@ def test_slow_clients(tmp_path: Path, mode: str) -> None:
         attack = f"slowhttptest -c {SLOW_CONNECTIONS} -r 1000 -l 120 {ATTACKS[mode]} -u".split()
         with subprocess.Popen([*attack, url], stdout=subprocess.DEVNULL) as attacker, well_behaved(receiver) as answers:
             enough = time.monotonic() + ATTACK_SECONDS
-            # For as long as it takes a busy machine to give this many answers. It ends itself when it is turned out.
+            # For as long as it takes a busy machine to give this many answers. The attacker ends by itself when all its
+            # connections are dropped.
             wait_until(lambda: answers.total() >= ANSWERS and time.monotonic() > enough, "callbacks under attack")
             attacker.terminate()
         check(receiver, answers)

@@ -9,22 +9,22 @@ from starlette.types import Message, Scope
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import Metrics
 from receiver.protocol.signature import AuthType, Verifier, sign
-from receiver.web.callbacks import Allowance, Callbacks, Endpoint
+from receiver.web.callbacks import Callback, TokenBucket, public_app
 from tests.helpers.receiver import KEY, SAMPLES
 
 URL = "https://localhost/callbacks"
 BODY = SAMPLES["REPLY_COMMAND_FINISH"]
 
 
-def test_allowance_is_used_up_and_comes_back() -> None:
-    """An allowance gives its capacity at once, then only what has come back since, never more than its capacity."""
+def test_token_bucket_is_emptied_and_filled() -> None:
+    """A bucket gives its capacity at once, then only what has been filled in since, never more than its capacity."""
     now = 0.0
-    allowance = Allowance(100, 2, lambda: now)
-    assert [allowance.take(60), allowance.take(60), allowance.take(40), allowance.take(1)] == [True, False, True, False]
+    bucket = TokenBucket(100, 2, lambda: now)
+    assert [bucket.take(60), bucket.take(60), bucket.take(40), bucket.take(1)] == [True, False, True, False]
     now = 5.0
-    assert [allowance.take(11), allowance.take(10)] == [False, True]
+    assert [bucket.take(11), bucket.take(10)] == [False, True]
     now = 1e9
-    assert [allowance.take(101), allowance.take(100)] == [False, True]
+    assert [bucket.take(101), bucket.take(100)] == [False, True]
 
 
 class Inbox:
@@ -46,9 +46,18 @@ class Request:
     """One signed POST straight to the application; `status` is what it was answered."""
 
     def __init__(self, inbox: Inbox, *, at: float | None = None) -> None:
-        endpoint = Endpoint("default", URL, Verifier(URL, AuthType.MSS_A, [KEY]))
-        self.metrics = Metrics()
-        self.app = Callbacks([endpoint], inbox.append, self.metrics, max_body_bytes=2**20)
+        self.app = public_app(
+            [
+                Callback(
+                    name="default",
+                    url=URL,
+                    verifier=Verifier(URL, AuthType.MSS_A, [KEY]),
+                    append=inbox.append,
+                    metrics=Metrics(),
+                    max_body_bytes=2**20,
+                )
+            ]
+        )
         self.query = urlsplit(sign(URL, KEY, time.time() if at is None else at).url).query.encode()
         self.sent: list[Message] = []
 
@@ -99,7 +108,7 @@ def test_cancelled_request_is_refused() -> None:
 
 
 def test_stale_deliveries_are_kept_within_bounds() -> None:
-    """Of stale deliveries as many are kept as the allowance has room for; each is answered 401."""
+    """Stale deliveries are kept up to a number of bytes; each is answered 401."""
     inbox = Inbox()
     request = Request(inbox, at=time.time() - 1000)
     rounds = 16 * 2**20 // (len(BODY) + 1024) + 100
