@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.load import Receiver, ended
 from tests.helpers.receiver import SAMPLES, running
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy/systemd/receiver.service"
+SOCKET = UNIT.with_suffix(".socket")
 # What MemoryDenyWriteExecute does, by the kernel's own means (Linux 6.3); then the program that is given.
 _NO_EXECUTABLE_MEMORY = """
 import ctypes, os, sys
@@ -50,13 +53,18 @@ def test_hardened() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_understood(tmp_path: Path) -> None:
-    """Each line of the unit is one that systemd understands."""
+@pytest.mark.parametrize("with_socket", [True, False])
+def test_understood(tmp_path: Path, *, with_socket: bool) -> None:
+    """Each line of the units is one that systemd understands; the service needs no socket unit."""
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text().replace("/opt/receiver/bin/receiver", "/bin/true"))
-    done = subprocess.run(["systemd-analyze", "verify", str(copy)], check=False, capture_output=True, text=True)
+    units = [copy]
+    if with_socket:
+        units.append(tmp_path / SOCKET.name)
+        units[-1].write_text(SOCKET.read_text())
+    done = subprocess.run(["systemd-analyze", "verify", *units], check=False, capture_output=True, text=True)
     assert done.returncode == 0
-    assert copy.name not in done.stderr
+    assert "receiver." not in done.stderr
 
 
 def test_told_when_ready_and_when_stopping(tmp_path: Path) -> None:
