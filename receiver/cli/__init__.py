@@ -8,7 +8,7 @@ from typing import Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from receiver.cli.data import copy_database, prune, quarantine
+from receiver.cli.data import copy_database, prune, quarantine, recover
 from receiver.cli.history import history
 from receiver.cli.options import config_option
 from receiver.cli.sending import doctor, send, simulate
@@ -48,5 +48,18 @@ def main() -> None:
     """
 
 
-for _command in (copy_database, doctor, history, init, migrate, prune, quarantine, send, serve, show_config, simulate):
+for _command in (
+    copy_database,
+    doctor,
+    history,
+    init,
+    migrate,
+    prune,
+    quarantine,
+    recover,
+    send,
+    serve,
+    show_config,
+    simulate,
+):
     main.add_command(_command)

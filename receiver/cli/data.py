@@ -13,10 +13,14 @@ from rich.progress import Progress
 from rich.table import Table
 from sqlalchemy import make_url
 
-from receiver.cli.options import config_option, open_database, open_url
+from receiver.cli.options import config_option, open_database, open_url, read_settings
 from receiver.database import quarantine as quarantined
 from receiver.database.copy import copy, count_rows
 from receiver.database.prune import count_older, delete_older
+from receiver.journal.recovery import UnreadableError
+from receiver.metrics import Metrics
+from receiver.projector import recovery
+from receiver.projector.store import Store
 from receiver.settings.parsers import InvalidValueError, database_url
 
 
@@ -80,6 +84,26 @@ def copy_database(source_url: str) -> None:
             quarantined += copied.quarantined
             progress.advance(bar, copied.rows)
     click.echo(f"Copied {events} events and {quarantined} quarantined that were not there yet.")
+
+
+@click.command()
+@config_option
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def recover(file: Path) -> None:
+    """Bring what can be read of FILE, a damaged or unused journal, into the database.
+
+    FILE stays as it is. What is stored already stays once, so that it can be done again. Safe beside a running
+    receiver, which does the same by itself with each journal that it has moved aside.
+    """
+    if file.resolve() == read_settings().journal.resolve():
+        raise click.ClickException(f"{file} is the receiver's own journal: `receiver serve` stores what it holds")
+    read = stored = 0
+    try:
+        for counts in recovery.recover(file, Store(open_database(), Metrics())):
+            read, stored = read + counts[0], stored + counts[1]
+    except UnreadableError as error:
+        raise click.ClickException(f"{file} cannot be read: {error}") from error
+    click.echo(f"Read {read} deliveries, of which {stored} were not there yet.")
 
 
 @click.group()

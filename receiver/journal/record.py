@@ -1,4 +1,4 @@
-"""The journal's table: a delivery as a row and, if nothing has damaged it, the row as a delivery again."""
+"""The journal's table: deliveries as rows, and rows, if nothing has damaged them, as deliveries again."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from receiver.protocol.signature import LAST_SECOND
 SCHEMA = """CREATE TABLE IF NOT EXISTS inbox (
     id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, received_at REAL NOT NULL, sent_at REAL NOT NULL,
     time_text BLOB NOT NULL, body BLOB NOT NULL, quarantine_reason TEXT)"""
-COLUMNS = ", ".join(Delivery._fields)
-INSERT = f"INSERT INTO inbox ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 (constants)
+_COLUMNS = ", ".join(Delivery._fields)
+INSERT = f"INSERT INTO inbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 (constants)
+INSERT_BYTES = "INSERT INTO inbox VALUES (NULL, '', 0, 0, '', zeroblob(?), NULL)"  # a row to check the disk with
+SELECT = f"SELECT id, {_COLUMNS} FROM inbox ORDER BY id LIMIT ?"  # noqa: S608 (constants)
+SELECT_BEHIND = f"SELECT id, {_COLUMNS} FROM inbox WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 (constants)
+OLDEST = "SELECT id, received_at FROM inbox ORDER BY id LIMIT 1"
 
 
-class DamagedRowError(sqlite3.DatabaseError):
-    """A row can be read, and is none that was written. SQLite has no checksums that would tell."""
+class DamagedError(sqlite3.DatabaseError):
+    """What was read was not written like this. SQLite has no checksums that would tell."""
 
 
-def delivery_of(row: Sequence[Any]) -> Delivery:
-    """The delivery in the `COLUMNS` of a row, whose texts are `as_text`; raises `DamagedRowError`."""
+def from_row(row: Sequence[Any]) -> Delivery:
+    """The delivery in a row without its id, whose texts are `as_text`; raises `DamagedError`."""
     endpoint, received_at, sent_at, time_text, body, reason = row
     is_sound = (
         isinstance(endpoint, str)
@@ -32,10 +36,10 @@ def delivery_of(row: Sequence[Any]) -> Delivery:
         and (reason is None or (isinstance(reason, str) and reason.isidentifier()))
     )
     if not is_sound:
-        raise DamagedRowError("a row is none that was written")
+        raise DamagedError("a row was not written like this")
     return Delivery(endpoint, received_at, sent_at, time_text, body, reason)
 
 
 def as_text(raw: bytes) -> str:
-    """A text of the table, in which what is not UTF-8 is nothing printable."""
+    """A text of the table; bytes that are not UTF-8 become characters that are not printable."""
     return raw.decode(errors="surrogateescape")

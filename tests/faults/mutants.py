@@ -40,7 +40,10 @@ class Mutant(NamedTuple):
 
 
 JOURNAL = "receiver/journal/journal.py"
+JOURNAL_FILE = "receiver/journal/file.py"
+DAMAGED = "receiver/journal/damaged.py"
 PROJECTOR = "receiver/projector/projector.py"
+RECOVERY = "receiver/projector/recovery.py"
 ENGINE = "receiver/database/engine.py"
 STREAMS = "receiver/database/streams.py"
 KILL, POWER, DISK, FLEET = (f"tests/faults/test_{name}.py" for name in ("kill", "power", "disk", "fleet"))
@@ -84,7 +87,7 @@ MUTANTS = (
     Mutant(
         "journal not synced: synchronous=NORMAL",
         (POWER,),
-        (Change(JOURNAL, "_SYNCHRONOUS = 2", "_SYNCHRONOUS = 1"),),  # it is read back against the same value
+        (Change(JOURNAL_FILE, "_SYNCHRONOUS = 2", "_SYNCHRONOUS = 1"),),  # it is read back against the same value
     ),
     Mutant(
         "database not synced: synchronous=NORMAL",
@@ -115,7 +118,41 @@ MUTANTS = (
     Mutant(
         "a damaged journal is thrown away",
         (f"{DISK}::test_damaged_header",),
-        (Change(JOURNAL, "self._path.rename(self._aside)", "self._path.unlink()"),),
+        (Change(DAMAGED, "    journal.rename(target)", "    journal.unlink()"),),
+    ),
+    Mutant(
+        "the WAL of a damaged journal is thrown away",
+        ("tests/projector/test_recovery.py",),
+        (
+            Change(
+                DAMAGED,
+                "wal.rename(wal_of(_new_name(journal) if wal_of(damaged).exists() else damaged))",
+                "wal.unlink()",
+            ),
+        ),
+    ),
+    Mutant(
+        "the WAL of a damaged journal is moved first",
+        ("tests/journal/test_damage.py",),
+        (
+            Change(
+                DAMAGED,
+                "    journal.rename(target)",
+                "    if wal_of(journal).exists():\n        wal_of(journal).rename(wal_of(target))\n{old}",
+            ),
+        ),
+    ),
+    Mutant(
+        "a damaged journal counts as recovered after its first batch",
+        ("tests/projector/test_recovery.py",),
+        (
+            Change(
+                RECOVERY,
+                "            for read, stored in recover(path, store):\n",
+                "{old}                path = path if counts['read'] else mark_recovered(path)\n",
+            ),
+            Change(RECOVERY, "str(mark_recovered(path))", "str(path)"),
+        ),
     ),
     Mutant(
         "delete before the database confirmed",
@@ -124,7 +161,7 @@ MUTANTS = (
             Change(PROJECTOR, "            self._journal.remove(batch[-1][0])\n", ""),
             Change(
                 PROJECTOR,
-                "            self._project([delivery",
+                "            self._store.store([delivery",
                 "            self._journal.remove(batch[-1][0])\n{old}",
             ),
         ),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
+from receiver.journal.damaged import unrecovered
 from tests.helpers.load import Load, Receiver, awaits_lock, ended, event_body, held, strace
 from tests.helpers.outcome import Outcome, compare, drained
 from tests.helpers.receiver import wait_until
@@ -93,6 +94,8 @@ def test_io_errors(tmp_path: Path, call: str, record: Record) -> None:
             wait_until(lambda: (tmp_path / "strace").read_bytes().count(b"INJECTED") >= 61 or load.wrong, "the errors")
             load.wait_for(10)
         assert load.refused or call == "pread64"
+        # SQLite takes an error in reading for damage.
+        wait_until(lambda: not unrecovered(receiver.journal), "recovery")
         record(compare(f"EIO from {call}", load))
         assert receiver.operations("/readyz").status == 200
         assert receiver.stop() == 0
@@ -184,7 +187,7 @@ def test_damaged_header(tmp_path: Path, record: Record) -> None:
 
 
 def test_damaged_header_behind_a_log(tmp_path: Path, record: Record) -> None:
-    """A damaged header of which SQLite's log has a copy costs nothing: with the log all is still there."""
+    """A damaged header of which SQLite's WAL has a copy costs nothing: with the WAL all is still there."""
     receiver = backlogged(tmp_path, signal.SIGKILL)
     wal = Path(f"{receiver.journal}-wal")
     assert wal.stat().st_size > 0
@@ -193,17 +196,14 @@ def test_damaged_header_behind_a_log(tmp_path: Path, record: Record) -> None:
         receiver.start()
         load = Load([receiver])
         load.wait_until_accepted(receiver)
-        record(compare("damaged journal, header, with its log", load))
-        if not moved_aside(receiver.journal):
-            engine = create_engine(receiver.database_url)
-            with engine.connect() as connection:
-                assert connection.scalar(text("SELECT count(*) FROM events")) == BACKLOG + 1
-            engine.dispose()
+        wait_until(lambda: not unrecovered(receiver.journal), "recovery")
+        record(compare("damaged journal, header, with its WAL", load))
+        assert count_events(receiver) == BACKLOG + 1
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_damaged_middle(tmp_path: Path, end: signal.Signals, record: Record) -> None:
-    """A journal damaged in the middle is moved aside, an error names it, and what is accepted after it is not lost."""
+    """A journal damaged in the middle is moved aside and recovered, and nothing accepted after the damage is lost."""
     receiver = backlogged(tmp_path, end)
     pages = receiver.journal.stat().st_size // PAGE
     first, last = pages // 3, 2 * pages // 3
@@ -214,13 +214,30 @@ def test_damaged_middle(tmp_path: Path, end: signal.Signals, record: Record) -> 
             # While nobody reads the journal, these can go into the damaged one.
             receiver.start()
             post(load, 20)
-        wait_until(lambda: moved_aside(receiver.journal), "a journal moved aside")
+        wait_until(lambda: '"damaged journal recovered"' in receiver.log, "a recovered journal")
+        (moved,) = moved_aside(receiver.journal)
+        assert DAMAGE in moved.read_bytes()  # of which a WAL may have brought back a part
+        assert moved.name.replace("recovered", "damaged") in errors(receiver)
         load.wait_until_accepted(receiver)
-        moved = moved_aside(receiver.journal)
-        assert DAMAGE in moved[0].read_bytes()  # of which a log may have brought back a part
-        assert moved[0].name in errors(receiver)
         record(compare(f"damaged journal, middle, {end.name}", load))
+        assert BACKLOG // 2 < count_events(receiver) < BACKLOG + 20
         assert receiver.stop() == 0
+
+
+def test_callbacks_while_a_journal_is_recovered(tmp_path: Path, record: Record) -> None:
+    """With a large damaged journal to recover and a database that takes nothing, callbacks are answered at once."""
+    receiver = backlogged(tmp_path, signal.SIGTERM)
+    receiver.journal.rename(f"{receiver.journal}.damaged-20260101T000000")
+    load = Load([receiver])
+    with ended(receiver):
+        with held(receiver.database_url):
+            receiver.start()
+            post(load, 20)
+            assert receiver.operations("/readyz").status == 200
+            assert len(unrecovered(receiver.journal)) == 1
+        wait_until(lambda: not unrecovered(receiver.journal), "recovery")
+        record(compare("damaged journal, callbacks meanwhile", load))
+        assert count_events(receiver) == BACKLOG + 20
 
 
 def test_journal_damaged_under_a_batch(tmp_path: Path, postgresql_url: str, record: Record) -> None:
@@ -233,10 +250,10 @@ def test_journal_damaged_under_a_batch(tmp_path: Path, postgresql_url: str, reco
         with held(postgresql_url):
             receiver.start()
             wait_until(lambda: awaits_lock(postgresql_url) or moved_aside(receiver.journal), "a batch on its way")
-            load.start(40)  # of which the one that finds the damage is refused
-            load.wait()
+            post(load, 40)  # of which one finds the damage
             assert moved_aside(receiver.journal)
         load.wait_until_accepted(receiver)
+        wait_until(lambda: not unrecovered(receiver.journal), "recovery")
         record(compare("damaged journal, under a batch", load))
 
 
@@ -249,7 +266,7 @@ def test_damage_that_cannot_be_moved_aside(tmp_path: Path) -> None:
     load = Load([receiver], body=large_body)
     with ended(receiver):
         receiver.spawn()
-        wait_until(lambda: receiver.serves() or not receiver.runs(), "the receiver's first words, or last")
+        wait_until(lambda: receiver.serves() or not receiver.runs(), "a receiver that serves or has ended")
         if receiver.runs():
             load.start(20)
             load.wait()
@@ -306,7 +323,18 @@ def overwrite(path: Path, first: int, last: int) -> None:
 
 
 def moved_aside(journal: Path) -> list[Path]:
-    return sorted(journal.parent.glob(f"{journal.name}.damaged-*"))
+    """The damaged files, recovered or not, without their WALs."""
+    found = [*journal.parent.glob(f"{journal.name}.damaged-*"), *journal.parent.glob(f"{journal.name}.recovered-*")]
+    return sorted(one for one in found if not one.name.endswith("-wal"))
+
+
+def count_events(receiver: Receiver) -> int:
+    engine = create_engine(receiver.database_url)
+    try:
+        with engine.connect() as connection:
+            return connection.scalar(text("SELECT count(*) FROM events")) or 0
+    finally:
+        engine.dispose()
 
 
 def errors(receiver: Receiver) -> str:

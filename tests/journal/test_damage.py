@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sqlite3
-from contextlib import closing
+import sys
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from receiver.delivery import NotDurableError
+from receiver.journal import damaged, file
 from receiver.journal.journal import Journal
+from receiver.journal.recovery import UnreadableError, read_file
 from tests.helpers.journal import append, delivery, numbered, opened, run_in_child
 
 PAGE, SECTOR = 4096, 512
@@ -23,18 +29,35 @@ def path(tmp_path: Path) -> Path:
 
 
 def drain(journal: Journal) -> list[bytes]:
-    """Read and remove until nothing is left, as the projector does; returns the bodies, each once."""
+    """The bodies of all that is read and removed, as the projector does, and of what was moved aside, each once."""
     found: list[bytes] = []
     for _ in range(40):
         try:
             batch = journal.read(50)
             found += [one.body for _, one in batch]
             if not batch:
-                return list(dict.fromkeys(found))
+                return list(dict.fromkeys(found + recovered(journal)))
             journal.remove(batch[-1][0])
         except NotDurableError:
             continue
     return pytest.fail("the journal is never empty")
+
+
+def recovered(journal: Journal) -> list[bytes]:
+    """What can be read of the files that were moved aside, which stay as they are."""
+    found: list[bytes] = []
+    while not journal.damaged.empty():
+        path = journal.damaged.get_nowait()
+        before = content(path)
+        with suppress(UnreadableError):
+            found += [one.body for one in read_file(path)]
+        assert content(path) == before
+    return found
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """The file and all that SQLite keeps beside it."""
+    return {one.name: one.read_bytes() for one in path.parent.glob(f"{path.name}*")}
 
 
 def spoil(path: Path, statement: str) -> list[bytes]:
@@ -110,25 +133,158 @@ def place_of_id(pages: bytes, row: int) -> int:
     return pytest.fail(f"there is no row {row}")
 
 
-def die_at_rename(path: str, name: str) -> None:
-    """Read a damaged journal, and die before the file of this name is renamed."""
-    rename = Path.rename
+def die_at_step(path: str, step: str) -> None:
+    """Find damage while the WAL has the only copy of five deliveries, and die before a step of moving it aside."""
+    steps = iter(range(10))
 
-    def rename_or_die(self: Path, target: Path) -> Path:
-        if self.name == name:
-            os._exit(9)
-        return rename(self, target)
+    def or_die(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            if next(steps) == int(step):
+                os._exit(9)
+            return call(*args)
 
-    Path.rename = rename_or_die  # type: ignore[method-assign,assignment]
+        return wrapped
+
     with opened(Path(path)) as journal:
-        drain(journal)
+        assert append(journal, *numbered(25)[20:]) == [""] * 5
+        for owner, name in (
+            (Path, "rename"),
+            (damaged, "sync_directory"),
+            (file, "move_wal"),
+            (file, "_set_up"),
+            (file, "_read"),
+        ):
+            setattr(owner, name, or_die(getattr(owner, name)))
+        journal.read(100)
+    os._exit(8)
 
 
-@pytest.mark.parametrize("name", ["journal.db", "journal.db.rescued"])
-def test_death_while_it_is_moved_aside(path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "step",
+    range(1, 8),
+    ids=["file", "sync of the file", "WAL", "sync of the WAL", "look for a WAL", "new file", "use of the new file"],
+)
+def test_death_while_it_is_moved_aside(path: Path, step: int) -> None:
     """A process that ends while a damaged journal is moved aside costs nothing of what can be read of it."""
     before = spoil(path, "UPDATE inbox SET received_at = -1 WHERE id = 1")
-    assert run_in_child(die_at_rename, str(path), name)[0] == 9
+    assert run_in_child(die_at_step, str(path), str(step))[0] == 9
+    assert sum(one.stat().st_size for one in path.parent.glob("*-wal")) > 0
     with opened(path) as journal:
-        assert drain(journal) == before[1:]
+        assert sorted(drain(journal)) == sorted(before[1:] + [one.body for one in numbered(25)[20:]])
         assert append(journal, delivery(b"new")) == [""]
+        assert drain(journal) == [b"new"]
+
+
+def test_move_that_fails_half_way(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk fails while a journal is moved aside, nothing of the new one is removed that was not read."""
+    before = spoil(path, "UPDATE inbox SET received_at = -1 WHERE id = 15")
+    with opened(path) as journal:
+        last_id, _ = journal.read(10)[-1]
+        with monkeypatch.context() as failing:
+            failing.setattr(damaged, "sync_directory", fail)
+            with pytest.raises(NotDurableError):
+                journal.read(20)
+        new = [delivery(b"new %d" % number) for number in range(10)]
+        assert append(journal, *new) == [""] * 10
+        journal.remove(last_id)
+        assert drain(journal) == [one.body for one in new]
+    with opened(path) as journal:
+        assert drain(journal) == before[:14] + before[15:]
+
+
+def fail(_path: Path) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_empty_file_does_not_cost_its_wal(path: Path) -> None:
+    """Where the file has become empty and its WAL has not, both are kept: SQLite would remove the WAL."""
+    assert run_in_child(append_and_die, str(path))[0] == 9
+    wal = Path(f"{path}-wal").read_bytes()
+    path.write_bytes(b"")
+    with opened(path) as journal:
+        kept = journal.damaged.get_nowait()
+        with pytest.raises(UnreadableError, match="empty"):
+            list(read_file(kept))
+        assert Path(f"{kept}-wal").read_bytes() == wal
+        assert append(journal, delivery(b"new")) == [""]
+
+
+def test_wal_without_a_file_is_kept(path: Path) -> None:
+    """A WAL whose file somebody has removed is not brought into the new one, and is kept."""
+    assert run_in_child(append_and_die, str(path))[0] == 9
+    wal = Path(f"{path}-wal").read_bytes()
+    path.unlink()
+    with opened(path) as journal:
+        assert journal.read(10) == []
+    assert [one.read_bytes() for one in path.parent.glob("*.damaged-*-wal")] == [wal]
+
+
+def append_and_die(path: str) -> None:
+    """Leave a WAL."""
+    with opened(Path(path)) as journal:
+        append(journal, *numbered(20))
+        os._exit(9)
+
+
+def test_journal_in_use_is_not_read(path: Path) -> None:
+    """The journal of a running receiver is refused, and goes on as if nothing had been."""
+    with opened(path) as journal:
+        append(journal, *numbered(20))
+        assert run_in_child(read_and_tell, str(path)) == (0, "it is in use")
+        assert append(journal, delivery(b"new")) == [""]
+        assert len(drain(journal)) == 21
+
+
+def read_and_tell(path: str) -> None:
+    """Print why a journal cannot be read."""
+    try:
+        list(read_file(Path(path)))
+    except UnreadableError as error:
+        sys.stdout.write(str(error))
+
+
+@pytest.mark.parametrize("name", ["journal.db", "a journal #1?%.db"])
+def test_sound_journal_is_read_as_well(path: Path, name: str) -> None:
+    """A journal that an ended process has left, with its WAL, is read as it is, and nothing is left beside it."""
+    path = path.with_name(name)
+    assert run_in_child(append_and_die, str(path))[0] == 9
+    before = content(path)
+    assert len(before) == 2
+    for _ in ("first", "again"):
+        assert [one.body for one in read_file(path)] == [one.body for one in numbered(20)]
+        assert content(path) == before
+    with opened(path):
+        pass
+    assert [one.body for one in read_file(path)] == [one.body for one in numbered(20)]
+    assert list(content(path)) == [name]
+
+
+def test_reading_that_is_broken_off(path: Path) -> None:
+    """Reading that ends in the middle leaves nothing open, and nothing behind."""
+    with opened(path) as journal:
+        append(journal, *numbered(20))
+    reading = read_file(path)
+    next(reading)
+    reading.close()  # type: ignore[attr-defined]
+    assert list(content(path)) == [path.name]
+
+
+def test_table_of_which_nothing_can_be_read(path: Path) -> None:
+    """A journal whose table is damaged at its root does not count as read."""
+    with opened(path) as journal:
+        append(journal, *numbered(300, 250))
+    with path.open("r+b") as file_:
+        file_.seek(PAGE)
+        file_.write(b"\xff" * PAGE)
+    with pytest.raises(UnreadableError, match="malformed"):
+        list(read_file(path))
+
+
+@pytest.mark.parametrize("text", [b"", b"No database. " * 1000])
+def test_file_that_is_no_journal(path: Path, text: bytes) -> None:
+    """What is no journal is said to be unreadable, and stays as it is."""
+    path.parent.mkdir()
+    path.write_bytes(text)
+    with pytest.raises(UnreadableError):
+        list(read_file(path))
+    assert content(path) == {path.name: text}

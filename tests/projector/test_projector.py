@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,80 +9,22 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, create_engine, inspect, select, text
+from sqlalchemy import URL, create_engine, inspect, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from receiver.database.database import Database
 from receiver.database.errors import RefusedError
-from receiver.database.insert import Row
 from receiver.database.migration import REVISION, SchemaError
 from receiver.database.rows import to_row
 from receiver.database.schema import events, quarantine, streams
-from receiver.delivery import Delivery, NotDurableError
-from receiver.journal.journal import Journal
-from receiver.metrics import Metrics
-from receiver.projector.projector import Projector, reason_of
+from receiver.delivery import NotDurableError
+from receiver.projector.projector import reason_of
 from tests.helpers.database import sql
+from tests.helpers.line import NOON, Line, body, delivery, laid, migrate, rows, started
 from tests.helpers.postgres import PostgreSQL, new_database
 from tests.helpers.receiver import SAMPLES, wait_until
 
-NOON = 1726012800.0
 ROOM, JOB = "26f065244f754b3aa853b649a21aaf66", "e87104f76d7546ce8a46ac6b04c49c3c"
-
-
-class Line(NamedTuple):
-    """The way from a journal to a database."""
-
-    journal: Journal
-    database: Database
-    metrics: Metrics
-    projector: Projector
-
-    def put(self, *deliveries: Delivery) -> None:
-        async def append() -> None:
-            await asyncio.gather(*map(self.journal.append, deliveries))
-
-        asyncio.run(append())
-
-    def drain(self) -> None:
-        while self.projector.step():
-            pass
-
-    def metric(self, name: str, **labels: str) -> float:
-        value = self.metrics.registry.get_sample_value(f"metastudio_{name}", labels)
-        assert value is not None
-        return value
-
-    def outcomes(self, event_type: str = "other") -> dict[str, float]:
-        """The outcomes that were counted."""
-        labels = {"endpoint": "default", "event_type": event_type}
-        counts = {
-            one: self.metric("events_total", outcome=one, **labels) for one in ("stored", "duplicate", "quarantined")
-        }
-        return {outcome: count for outcome, count in counts.items() if count}
-
-
-@contextmanager
-def laid(folder: Path, url: str) -> Iterator[Line]:
-    """A line with a journal in `folder`; what was there before is still there."""
-    metrics, grown = Metrics(), threading.Event()
-    journal, database = Journal(folder / "journal.db", 2**30, metrics, grown), Database(url)
-    try:
-        yield Line(journal, database, metrics, Projector(journal, database, metrics, grown))
-    finally:
-        journal.close()
-        database.close()
-
-
-@contextmanager
-def started(folder: Path, url: str) -> Iterator[Line]:
-    """The same, at work."""
-    with laid(folder, url) as line:
-        line.projector.start()
-        try:
-            yield line
-        finally:
-            line.projector.stop(0)
 
 
 @pytest.fixture
@@ -94,27 +33,6 @@ def line(tmp_path: Path, database_url: str, database: Database) -> Iterator[Line
     database.check_schema()
     with laid(tmp_path, database_url) as found:
         yield found
-
-
-def body(event_type: str = "RTMP_STREAM_STATE_CHANGE", **message: Any) -> bytes:
-    return json.dumps({"event_type": event_type, "message": json.dumps({"job_id": "job"} | message)}).encode()
-
-
-def delivery(content: bytes, at: float = 0, **other: Any) -> Delivery:
-    """A delivery that was signed `at` seconds after noon, and received half a second later."""
-    fields: dict[str, Any] = {"endpoint": "default", "received_at": NOON + at + 0.5, "sent_at": NOON + at}
-    return Delivery(**fields | {"time_text": b"%x" % int(NOON + at), "body": content} | other)
-
-
-def rows(url: str, table: Any) -> list[Row]:
-    """All of a table, in the order of the times."""
-    engine = create_engine(url)
-    try:
-        with engine.connect() as connection:
-            order = (table.c.since if table is streams else table.c.sent_at, table.c.received_at)
-            return [dict(row) for row in connection.execute(select(table).order_by(*order)).mappings()]
-    finally:
-        engine.dispose()
 
 
 def empty(url: str) -> None:
@@ -431,18 +349,12 @@ def outage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outage]:
                 yield Outage(url, start)
 
 
-def migrate(url: str) -> None:
-    database = Database(url)
-    database.migrate()
-    database.close()
-
-
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What was said, but for further problems of one outage."""
     return [record.message for record in caplog.records if record.message != "database still down"]
 
 
-def test_outage_that_changes_its_face(
+def test_outage_with_several_problems(
     own_postgresql: PostgreSQL, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each problem of one outage is said once, so that the last one can be read too, and at most five are."""

@@ -1,0 +1,294 @@
+"""Recovery of a damaged journal beside the running work, across crashes, and by the command."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from receiver.cli import main
+from receiver.database.schema import events, quarantine
+from receiver.delivery import Delivery
+from receiver.journal.damaged import unrecovered
+from receiver.projector import recovery
+from receiver.projector.store import Store
+from tests.helpers.database import sql
+from tests.helpers.journal import run_in_child
+from tests.helpers.line import Line, body, delivery, laid, migrate, rows, started
+from tests.helpers.receiver import wait_until
+
+COUNT = 250  # of which one is damaged: three batches
+
+
+def numbered(first: int, last: int) -> list[Delivery]:
+    return [delivery(body(state="CONNECTED", job_id=f"job-{at}"), at) for at in range(first, last)]
+
+
+def damage(folder: Path, url: str) -> Path:
+    """A journal of which the first row is damaged, and a database; returns the journal's path."""
+    migrate(url)
+    with laid(folder, url) as line:
+        line.put(*numbered(0, COUNT))
+    path = folder / "journal.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE inbox SET received_at = -1 WHERE id = 1")
+    return path
+
+
+def stored(url: str) -> list[str]:
+    """The jobs of all events, in the order of the times."""
+    return [row["job_id"] for row in rows(url, events)]
+
+
+def jobs(first: int, last: int) -> list[str]:
+    return [f"job-{at}" for at in range(first, last)]
+
+
+def wait_for_recovery(journal: Path) -> Path:
+    """Wait until the one damaged file is marked as recovered; returns its new name."""
+    wait_until(lambda: list(journal.parent.glob("*.recovered-*")) and not unrecovered(journal), "a recovered journal")
+    (found,) = [one for one in journal.parent.glob("*.recovered-*") if not one.name.endswith("-wal")]
+    return found
+
+
+def test_damaged_journal_is_recovered(database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What can be read of a damaged journal, its WAL included, is stored and counted; two lines and a name say so."""
+    journal = damage(tmp_path, database_url)
+    with laid(tmp_path, database_url) as line:
+        line.put(*numbered(COUNT, COUNT + 5))  # into the WAL
+        line.projector.start()
+        recovered = wait_for_recovery(journal)
+        line.projector.stop(60)
+        assert line.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": COUNT + 4}
+    assert stored(database_url) == jobs(1, COUNT + 5)
+    assert rows(database_url, quarantine) == []
+    moved, done = caplog.records
+    damaged = Path(vars(moved)["moved_to"])
+    assert (moved.message, moved.levelname) == ("journal damaged, moved aside", "ERROR")
+    assert damaged.name.startswith("journal.db.damaged-2")
+    assert (done.message, vars(done)["moved_to"]) == ("damaged journal recovered", str(recovered))
+    assert (vars(done)["read"], vars(done)["stored"]) == (COUNT + 4, COUNT + 4)
+    kept = damaged.name.replace("damaged", "recovered")
+    assert {one.name for one in tmp_path.glob("journal.db.*")} == {kept, f"{kept}-wal"}
+
+
+def die_at_step(folder: str, url: str, step: str) -> None:
+    """Move a damaged journal aside and recover it, and die before one of the steps that leave a trace."""
+    steps = iter(range(100))
+
+    def or_die(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            if next(steps) == int(step):
+                os._exit(9)
+            return call(*args)
+
+        return wrapped
+
+    with laid(Path(folder), url) as line:
+        line.put(*numbered(COUNT, COUNT + 5))
+        setattr(Path, "rename", or_die(Path.rename))  # noqa: B010 (mypy: a method)
+        setattr(Store, "store", or_die(Store.store))  # noqa: B010 (mypy: a method)
+        line.projector.start()
+        wait_for_recovery(Path(folder, "journal.db"))
+        line.projector.stop(60)
+        os._exit(next(steps))
+
+
+STEPS = ["file aside", "WAL aside", "batch 1", "batch 2", "batch 3", "WAL recovered", "file recovered"]
+
+
+@pytest.mark.parametrize("step", range(len(STEPS)), ids=STEPS)
+def test_death_at_each_step(database_url: str, tmp_path: Path, step: int) -> None:
+    """A process that ends anywhere on the way loses nothing that can be read, and nothing is stored twice."""
+    journal = damage(tmp_path, database_url)
+    assert run_in_child(die_at_step, str(tmp_path), database_url, str(step))[0] == 9
+    assert not list(tmp_path.glob("*.recovered-*-wal")) or step > STEPS.index("WAL recovered")
+    with started(tmp_path, database_url):
+        recovered = wait_for_recovery(journal)
+    assert stored(database_url) == jobs(1, COUNT + 5)
+    assert {one.name for one in tmp_path.glob("journal.db.*")} == {recovered.name, f"{recovered.name}-wal"}
+
+
+def test_steps_are_all(tmp_path: Path) -> None:
+    """There are no more steps than those at which the process ends."""
+    url = f"sqlite:///{tmp_path}/receiver.db"
+    damage(tmp_path, url)
+    assert run_in_child(die_at_step, str(tmp_path), url, "99")[0] == len(STEPS)
+
+
+@pytest.fixture
+def line(database_url: str, tmp_path: Path) -> Iterator[Line]:
+    """A line whose journal was damaged and is moved aside, and not recovered yet."""
+    damage(tmp_path, database_url)
+    with laid(tmp_path, database_url) as found:
+        assert found.projector.step() == 0
+        yield found
+
+
+def test_callbacks_go_on_beside_it(line: Line, database_url: str) -> None:
+    """While a damaged journal is recovered deliveries are taken, and stored before the rest of it."""
+    beside = line.projector._recovery  # noqa: SLF001 (a step of it alone)
+    for at in range(COUNT, COUNT + 3):
+        assert next(beside)
+        line.put(*numbered(at, at + 1))
+        assert line.projector.step() == 1
+    assert not next(beside)
+    by_id = [row["job_id"] for row in sql(database_url, "SELECT job_id FROM events ORDER BY id")]
+    first, second = by_id.index(f"job-{COUNT}"), by_id.index(f"job-{COUNT + 1}")
+    assert (first, second) == (100, 201)
+    assert stored(database_url) == jobs(1, COUNT + 3)
+
+
+def test_end_in_the_middle(database_url: str, tmp_path: Path) -> None:
+    """A stop does not wait for a recovery: the next start begins it again, and what is there already stays once."""
+    damage(tmp_path, database_url)
+    with laid(tmp_path, database_url) as line:
+        assert line.projector.step() == 0
+        assert next(line.projector._recovery)  # noqa: SLF001 (a step of it alone)
+        line.put(*numbered(COUNT, COUNT + 1))
+        # Before it starts, so that there is no race.
+        line.projector._stop_at = math.inf  # noqa: SLF001
+        line.projector._stopping.set()  # noqa: SLF001
+        line.projector.start()
+        line.projector.stop(60)
+        assert line.journal.read(1) == []
+        assert len(unrecovered(tmp_path / "journal.db")) == 1
+    with started(tmp_path, database_url):
+        wait_for_recovery(tmp_path / "journal.db")
+    assert stored(database_url) == jobs(1, COUNT + 1)
+
+
+def test_database_that_is_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A recovery waits for the database, as all else does, and callbacks are taken meanwhile."""
+    there, link = tmp_path / "receiver.db", tmp_path / "link.db"
+    damage(tmp_path, f"sqlite:///{there}")
+    link.symlink_to(tmp_path)  # a directory, where no database can be
+    (tmp_path / "new link").symlink_to(there)
+    with laid(tmp_path, f"sqlite:///{link}") as line:
+        assert line.journal.read(1) == []
+        line.projector.start()
+        wait_until(lambda: line.metric("projector_errors_total", reason="connection") >= 2, "attempts")
+        line.put(*numbered(COUNT, COUNT + 1))
+        assert len(unrecovered(tmp_path / "journal.db")) == 1
+        (tmp_path / "new link").replace(link)
+        wait_for_recovery(tmp_path / "journal.db")
+        line.projector.stop(60)
+    assert stored(f"sqlite:///{there}") == jobs(1, COUNT + 1)
+    said = [record.message for record in caplog.records if record.message != "database still down"]
+    wanted = ["journal damaged, moved aside", "database down", "database up again", "damaged journal recovered"]
+    assert said == wanted
+
+
+def test_problem_of_the_recovery_alone(
+    postgresql_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What keeps only the recovery from the database is said, holds up nothing else, and is got over."""
+    monkeypatch.setattr(recovery, "_PAUSE", 0.01)
+    damage(tmp_path, postgresql_url)
+    sql(
+        postgresql_url,
+        "CREATE FUNCTION no_space() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END $$",
+    )
+    sql(
+        postgresql_url,
+        "CREATE TRIGGER no_space BEFORE INSERT ON events FOR EACH ROW WHEN (NEW.job_id = 'job-150') "
+        "EXECUTE FUNCTION no_space()",
+    )
+    with started(tmp_path, postgresql_url) as line:
+        wait_until(lambda: len(stored(postgresql_url)) == 100, "the first batch")
+        for at in range(COUNT, COUNT + 3):
+            line.put(*numbered(at, at + 1))
+            wait_until(lambda at=at: f"job-{at}" in stored(postgresql_url), "what comes meanwhile")  # type: ignore[misc]
+        sql(postgresql_url, "DROP TRIGGER no_space ON events")
+        wait_for_recovery(tmp_path / "journal.db")
+        assert line.metric("database_up") == 1
+    assert stored(postgresql_url) == jobs(1, COUNT + 3)
+    said = [record.message for record in caplog.records]
+    assert list(dict.fromkeys(said)) == [
+        "journal damaged, moved aside",
+        "damaged journal not recovered yet",
+        "damaged journal recovered",
+    ]
+    assert [vars(caplog.records[-1])[name] for name in ("read", "stored")] == [COUNT - 1, COUNT - 1 - 100]
+
+
+def test_file_that_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot be read at all is said once, keeps its name, and stands in the way of no other."""
+    url = f"sqlite:///{tmp_path}/receiver.db"
+    journal = damage(tmp_path, url)
+    nonsense = tmp_path / "journal.db.damaged-20260101T000000"
+    nonsense.write_bytes(b"nonsense" * 1000)
+    with started(tmp_path, url):
+        wait_until(lambda: list(tmp_path.glob("*.recovered-*")), "recovery of the other")
+    assert unrecovered(journal) == [nonsense]
+    assert stored(url) == jobs(1, COUNT)
+    assert nonsense.read_bytes() == b"nonsense" * 1000
+    (said,) = [record for record in caplog.records if record.message == "damaged journal cannot be read"]
+    assert (said.levelname, vars(said)["journal"]) == ("ERROR", str(nonsense))
+
+
+def recover(folder: Path, url: str, file: Path) -> Result:
+    environ = {"RECEIVER_KEY": "k" * 32, "RECEIVER_DATABASE_URL": url, "RECEIVER_JOURNAL": str(folder / "journal.db")}
+    return CliRunner().invoke(main, ["recover", str(file)], env=environ | {"RECEIVER_CONFIG": os.devnull})
+
+
+def test_command(line: Line, database_url: str, tmp_path: Path) -> None:
+    """`receiver recover` works beside a receiver, again and again, and leaves the file as it is."""
+    (damaged,) = unrecovered(tmp_path / "journal.db")
+    before = {one.name: one.read_bytes() for one in tmp_path.glob(f"{damaged.name}*")}
+    line.put(*numbered(COUNT, COUNT + 1))
+    for new in (COUNT - 1, 0):
+        result = recover(tmp_path, database_url, damaged)
+        assert result.exit_code == 0
+        assert result.output == f"Read {COUNT - 1} deliveries, of which {new} were not there yet.\n"
+    assert {one.name: one.read_bytes() for one in tmp_path.glob(f"{damaged.name}*")} == before
+    assert line.projector.step() == 1
+    assert stored(database_url) == jobs(1, COUNT + 1)
+
+
+def test_command_takes_a_sound_journal(database_url: str, tmp_path: Path) -> None:
+    """A journal of another machine is stored as well, also what its WAL has, and what is refused goes to quarantine."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    migrate(database_url)
+    with laid(folder, database_url) as line:
+        line.put(*numbered(0, 3), delivery(b"nonsense", 3))
+        for suffix in ("", "-wal"):
+            (tmp_path / f"copy.db{suffix}").write_bytes((folder / f"journal.db{suffix}").read_bytes())
+    assert recover(tmp_path, database_url, tmp_path / "copy.db").output.startswith("Read 4 deliveries, of which 4 ")
+    assert (stored(database_url), len(rows(database_url, quarantine))) == (jobs(0, 3), 1)
+
+
+def test_command_that_cannot(tmp_path: Path) -> None:
+    """The receiver's own journal, one in use, and what is none, are refused with one line and the exit code 1."""
+    url = f"sqlite:///{tmp_path}/receiver.db"
+    migrate(url)
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "nonsense").write_bytes(b"nonsense" * 1000)
+    with laid(tmp_path, url), laid(other, url):
+        for file, problem in {
+            tmp_path / "journal.db": "is the receiver's own journal",
+            tmp_path / "nonsense": "cannot be read: file is not a database",
+            tmp_path / "receiver.db": "cannot be read: no such table: inbox",
+        }.items():
+            result = recover(tmp_path, url, file)
+            assert (result.exit_code, result.output.count("\n")) == (1, 1)
+            assert f"{file} {problem}" in result.output
+        code, printed = run_in_child(recover_and_tell, str(tmp_path), url, str(other / "journal.db"))
+        assert (code, printed) == (1, f"Error: {other}/journal.db cannot be read: it is in use\n")
+
+
+def recover_and_tell(folder: str, url: str, file: str) -> None:
+    """Print what the command prints, and end with its code."""
+    result = recover(Path(folder), url, Path(file))
+    print(result.output, end="", flush=True)  # noqa: T201
+    os._exit(result.exit_code)
