@@ -15,7 +15,6 @@ from tests.helpers.receiver import Process, running
 from tests.helpers.shell import run
 
 REFERENCE = "docs/reference/commands.md"
-PENDING = {"recover"}  # built beside this page, and not there yet
 # Of code that begins with a command: what follows the command's own words.
 _INLINE = re.compile(r"receiver (?=[a-z])([^`\n|&;]*)")
 
@@ -88,7 +87,7 @@ def commands(group: click.Group = main, words: str = "") -> dict[str, click.Comm
 def test_reference_has_each_command() -> None:
     """The reference has a section for each command and for nothing else."""
     documented = {one.removeprefix("receiver ") for one in headings(REFERENCE) if one.startswith("receiver ")}
-    assert documented | PENDING == commands().keys() | PENDING
+    assert documented == commands().keys()
 
 
 @pytest.mark.parametrize("name", commands())
@@ -118,8 +117,6 @@ def named() -> set[str]:
 def test_each_command_that_is_named_exists(command: str) -> None:
     """Each command that a page names exists, with its options, and explains itself."""
     words = command.split()[1:]
-    if words[0] in PENDING:
-        return
     options = {word for word in words if word.startswith("--")}
     names = [word for word in words[:2] if word.isalpha() and word.islower()]
     result = CliRunner().invoke(main, [*names, "--help"])
@@ -130,6 +127,6 @@ def test_each_command_that_is_named_exists(command: str) -> None:
 
 def test_make_targets() -> None:
     """Each `make` command that a page names is a target of the Makefile."""
-    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), flags=re.MULTILINE)) | {"quick"}  # not there yet
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), flags=re.MULTILINE))
     for page in (*pages(), "CONTRIBUTING.md"):
         assert set(re.findall(r"(?:^|`|=\d )make ([a-z]+)", read(page), flags=re.MULTILINE)) <= targets, page

@@ -10,8 +10,6 @@ import pytest
 from tests.helpers.pages import ROOT, blocks, headings, pages, prose
 
 PAGES = [*pages(), "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
-# Written beside these pages, and not there yet.
-PENDING = {"deploy/systemd/receiver.socket"}
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 
 
@@ -33,7 +31,7 @@ def anchors(page: str) -> set[str]:
 def test_links_lead_somewhere(page: str) -> None:
     """Each relative link leads to a file of the project, and each anchor to a heading of it."""
     for path, anchor in links(page):
-        assert (ROOT / path).is_file() or path in PENDING, path
+        assert (ROOT / path).is_file(), path
         assert not anchor or anchor in anchors(path), f"{path}#{anchor}"
 
 
@@ -46,7 +44,7 @@ def test_headings_are_unambiguous(page: str) -> None:
 def test_each_page_is_listed() -> None:
     """The page docs/README.md lists every other one, and the README leads to it."""
     listed = {path for path, _ in links("docs/README.md")}
-    assert listed - PENDING == {page for page in PAGES if page.startswith("docs/")} - PENDING - {"docs/README.md"}
+    assert listed == {page for page in PAGES if page.startswith("docs/")} - {"docs/README.md"}
     assert ("docs/README.md", "") in links("README.md")
 
 
@@ -55,7 +53,7 @@ def test_files_that_are_named_exist(page: str) -> None:
     """Each path of the project that stands in backticks is there."""
     top = {path.name for path in ROOT.iterdir()} - {"var"}
     named = {path for path in re.findall(r"`([\w.-]+(?:/[\w.-]+)*/?)`", prose(page)) if path.split("/")[0] in top}
-    assert {path for path in named if not (ROOT / path).exists()} <= PENDING
+    assert {path for path in named if not (ROOT / path).exists()} == set()
 
 
 def test_the_layout_is_as_described() -> None:

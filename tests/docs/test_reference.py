@@ -115,14 +115,6 @@ def test_each_quarantine_reason_is_described() -> None:
 
 # Log messages.
 
-# As long as the recovery of a damaged journal is as it was.
-PENDING_MESSAGES = {"damaged journal recovered"}
-FORMER_MESSAGES = {
-    "journal damaged, reading what can be read",
-    "journal goes on with what was rescued",
-    "journal cannot be rescued",
-}
-
 
 def test_each_log_message_is_described() -> None:
     """The page has each message that is logged, and none that is not in the code."""
@@ -131,8 +123,8 @@ def test_each_log_message_is_described() -> None:
     logged = {match for tree in trees for node in ast.walk(tree) for match in messages(node)}
     documented = set(code(section("docs/how-to/operate.md", "Logs").partition("| message |")[2]))
     documented -= {"reason", "client", "refused"}
-    assert documented - texts <= PENDING_MESSAGES
-    assert logged - documented <= FORMER_MESSAGES
+    assert documented - texts == set()
+    assert logged - documented == set()
     assert len(logged) > 10
 
 
