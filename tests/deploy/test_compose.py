@@ -134,12 +134,12 @@ def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
 
 
 @contextmanager
-def caddy(folder: Path, receiver: Process, patience: str = "15s") -> Iterator[Callable[[], int]]:
+def caddy(folder: Path, receiver: Process, try_duration: str = "15s") -> Iterator[Callable[[], int]]:
     """Caddy in front of the receiver, without certificates; gives what posts a callback and returns the status."""
     port = free_port()
     text = (FOLDER / "compose/Caddyfile").read_text().replace("receiver:8443", f"127.0.0.1:{receiver.port}")
     assert "lb_try_duration 15s" in text
-    (folder / "Caddyfile").write_text(text.replace("lb_try_duration 15s", f"lb_try_duration {patience}"))
+    (folder / "Caddyfile").write_text(text.replace("lb_try_duration 15s", f"lb_try_duration {try_duration}"))
     environ = {"CALLBACK_HOST": f"http://127.0.0.1:{port}", "HOME": str(folder), "XDG_DATA_HOME": str(folder)}
     command = ["caddy", "run", "--adapter", "caddyfile", "--config", "Caddyfile"]
     with (folder / "caddy.log").open("wb") as log:

@@ -1,4 +1,4 @@
-"""A journal that has grown for days while the database was away."""
+"""A journal that was filled for days while the database was away."""
 
 from __future__ import annotations
 

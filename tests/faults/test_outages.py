@@ -282,7 +282,7 @@ def assert_order(job: list[Row], bodies: list[bytes]) -> None:
 class Outage:
     """How an outage begins, a part of what the log says of it, with which reasons, and how many attempts it lasts.
 
-    In a silence the server does not even refuse: an attempt ends with the receiver's own patience.
+    In a silence the server does not even refuse: an attempt ends at the receiver's own deadline.
     """
 
     begin: Callable[[Site], End]

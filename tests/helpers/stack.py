@@ -25,7 +25,7 @@ READER = Path(__file__).parents[2] / "deploy/postgres/reader.sql"
 PASSWORD = "a 'quoted' password"
 SIMULATED = 29  # events
 REJECTED = 6
-STRANGER = "another key than the receiver's"
+WRONG_KEY = "another key than the receiver's"
 
 
 class Live(NamedTuple):
@@ -130,7 +130,7 @@ def _simulate(receiver: Process) -> str:
 
 
 def _send(receiver: Process, now: float) -> None:
-    """The live jobs, the first event of each twice; then a body that is not understood, and a stranger's."""
+    """The live jobs, the first event of each twice; then a body that is not understood, and callbacks with a wrong key."""
     for live in (UP, DOWN):
         ids = {"room_id": live.room_id, "job_id": live.job_id}
         bodies = [
@@ -144,7 +144,7 @@ def _send(receiver: Process, now: float) -> None:
         assert receiver.post(bodies[0][1], at=now - bodies[0][0]).status == 200
     assert receiver.post(b"not JSON").status == 200
     for _ in range(REJECTED):
-        query = sign(receiver.url, STRANGER, time.time()).url.partition("?")[2]
+        query = sign(receiver.url, WRONG_KEY, time.time()).url.partition("?")[2]
         assert receiver.request("POST", f"/callbacks/metastudio?{query}", b"{}").status == 401
 
 

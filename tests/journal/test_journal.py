@@ -135,11 +135,11 @@ def test_deliveries_that_arrive_during_a_commit_share_the_next(path: Path) -> No
 
 def test_commit_tells_the_reader(path: Path) -> None:
     """A commit sets the event that the projector waits for, and opening does not."""
-    grown = threading.Event()
-    journal = Journal(path, MIB, Metrics(), grown)
-    assert not grown.is_set()
+    new_deliveries = threading.Event()
+    journal = Journal(path, MIB, Metrics(), new_deliveries)
+    assert not new_deliveries.is_set()
     append(journal, delivery(b""))
-    assert grown.is_set()
+    assert new_deliveries.is_set()
     journal.close()
 
 

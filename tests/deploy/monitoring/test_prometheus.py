@@ -83,7 +83,7 @@ def test_recorded_series_hold_what_happened(monitored: Stack, rules: list[dict[s
 
 
 def test_alerts_on_the_real_thing(rules: list[dict[str, Any]]) -> None:
-    """The stranger's callbacks and the quarantined one fire; the lost stream is on its way; nothing else is."""
+    """The callbacks with a wrong key and the quarantined one fire; the lost stream is pending; nothing else is."""
     states = {rule["name"]: rule["state"] for rule in rules if rule["type"] == "alerting"}
     assert states.keys() == set(ALERTS)
     assert states.pop("MetaStudioStreamNotRecovered") in ("pending", "firing")
