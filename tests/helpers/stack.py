@@ -130,7 +130,7 @@ def _simulate(receiver: Process) -> str:
 
 
 def _send(receiver: Process, now: float) -> None:
-    """The live jobs, the first event of each twice; then a body that is not understood, and callbacks with a wrong key."""
+    """The live jobs, the first event of each twice; a body that is not understood; callbacks with a wrong key."""
     for live in (UP, DOWN):
         ids = {"room_id": live.room_id, "job_id": live.job_id}
         bodies = [
