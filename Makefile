@@ -34,7 +34,8 @@ lint: .venv/developed
 
 # The long version of tests/faults: about half an hour, as root where it mounts file systems.
 faults: .venv/developed
-	FAULT_KILLS=1000 FAULT_POWER_CUTS=200 FAULT_BACKLOG=1000000 $(BIN)/pytest tests/faults
+	FAULT_KILLS=1000 FAULT_STOPPED=60 FAULT_DAMAGE=30 FAULT_POWER_CUTS=200 FAULT_BACKLOG=1000000 $(BIN)/pytest \
+	  tests/faults tests/journal/test_damage.py
 
 # Break each guarantee once, and see a test fail.
 mutants: .venv/developed

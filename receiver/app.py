@@ -7,7 +7,6 @@ import gc
 import logging
 import signal
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -16,10 +15,9 @@ from dataclasses import dataclass, field, replace
 import uvloop
 from starlette.types import ASGIApp
 
-from receiver.database.database import Database
 from receiver.journal.journal import Journal
 from receiver.metrics import Metrics
-from receiver.projector.projector import Projector
+from receiver.projector.feeder import Feeder
 from receiver.server.certificate import Certificate
 from receiver.server.limiter import Limits
 from receiver.server.server import Server
@@ -77,7 +75,7 @@ async def running(settings: Settings, *, now: Callable[[], float] = time.time) -
     """A receiver that takes callbacks for as long as the block lasts. `now` gives POSIX seconds.
 
     Starting raises the parts' own errors. However it ends, what is open is closed in the opposite order: the public
-    server, the journal's queue, the projector, the operations server, the journal, the database.
+    server, the journal's queue, the projector with the database, the operations server, the journal.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics(endpoint.name for endpoint in settings.endpoints)
@@ -86,11 +84,10 @@ async def running(settings: Settings, *, now: Callable[[], float] = time.time) -
             certificate = Certificate(settings.tls_certificate, settings.tls_key, metrics)
         allow_connections(settings.max_connections)
         operations_socket = stack.enter_context(listen("operations_listen", *settings.operations_listen))
-        database = stack.enter_context(closing(Database(settings.database_url)))
-        has_news = threading.Event()
-        journal = Journal(settings.journal, settings.journal_max_bytes, metrics, has_news)
+        has_news = asyncio.Event()
+        journal = Journal(settings.journal, settings.journal_max_bytes, metrics, has_news, settings.journal_keep)
         stack.enter_context(closing(journal))
-        projector = Projector(journal, database, metrics, has_news)
+        feeder = Feeder(journal, settings.database_url, metrics, has_news)
 
         # The last step that can be refused: from here on clients are sent to this receiver.
         from_systemd = inherited()
@@ -103,8 +100,8 @@ async def running(settings: Settings, *, now: Callable[[], float] = time.time) -
         operations = operations_app(metrics.registry, journal.check)
         operations_server = Server(operations, operations_socket, "operations", metrics, limits=few)
         tasks = [await stack.enter_async_context(operations_server.serving(_OPERATIONS_GRACE))]
-        projector.start()
-        stack.push_async_callback(asyncio.to_thread, projector.stop, _GRACE)
+        tasks.append(feeder.start())
+        stack.push_async_callback(feeder.stop, _GRACE)
         stack.push_async_callback(journal.flush)
         public_server = Server(
             _callbacks(settings, journal, metrics, now),
@@ -171,7 +168,7 @@ async def serve(settings: Settings, on_started: Callable[[Settings], None]) -> N
 
 def run(settings: Settings, on_started: Callable[[Settings], None]) -> None:
     """`serve` in an event loop of its own."""
-    # The projector's thread would keep the interpreter for 5 ms each time that a callback needs it.
+    # The journal's thread would keep the interpreter for 5 ms each time that a callback needs it.
     sys.setswitchinterval(_SWITCH_INTERVAL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, on_started))

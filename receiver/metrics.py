@@ -88,6 +88,13 @@ class Metrics:
         self.projector_errors_total = self._counter(
             "projector_errors_total", "Failed attempts to move deliveries to the database.", reason=PROJECTOR_ERRORS
         )
+        self.projector_restarts_total = self._counter(
+            "projector_restarts_total", "Times that the projector's process ended and was started again."
+        )
+        self.events_restored_total = self._counter(
+            "events_restored_total",
+            "Deliveries that had been stored, were gone after an outage, and were stored again.",
+        )
         self.database_up = self._gauge("database_up", "1 if the latest use of the database succeeded, else 0.")
         self.streams = self._gauge("streams", "Jobs in the database, by current stream state.", state=STATES)
         self.last_event_timestamp_seconds = self._gauge(

@@ -45,6 +45,8 @@ FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
     ),
     "stream_transitions": ("counter", {"state": STREAM_STATES}),
     "projector_errors": ("counter", {"reason": ["connection", "schema", "refused", "journal", "other"]}),
+    "projector_restarts": ("counter", {}),
+    "events_restored": ("counter", {}),
     "database_up": ("gauge", {}),
     "streams": ("gauge", {"state": STREAM_STATES}),
     "last_event_timestamp_seconds": ("gauge", {"event_type": TYPES}),

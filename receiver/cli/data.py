@@ -17,8 +17,7 @@ from receiver.cli.options import config_option, open_database, open_url, read_se
 from receiver.database import quarantine as quarantined
 from receiver.database.copy import copy, count_rows
 from receiver.database.prune import count_older, delete_older
-from receiver.journal.recovery import UnreadableError
-from receiver.metrics import Metrics
+from receiver.journal.recovery import Readable, UnreadableError
 from receiver.projector import recovery
 from receiver.projector.store import Store
 from receiver.settings.parsers import InvalidValueError, database_url
@@ -99,11 +98,13 @@ def recover(file: Path) -> None:
         raise click.ClickException(f"{file} is the receiver's own journal: `receiver serve` stores what it holds")
     read = stored = 0
     try:
-        for counts in recovery.recover(file, Store(open_database(), Metrics())):
-            read, stored = read + counts[0], stored + counts[1]
+        source = Readable(file)
+        for count, outcome in recovery.recover(source, Store(open_database())):
+            read, stored = read + count, stored + outcome.new
     except UnreadableError as error:
         raise click.ClickException(f"{file} cannot be read: {error}") from error
-    click.echo(f"Read {read} deliveries, of which {stored} were not there yet.")
+    lost = f" Rows that cannot be read: {source.lost}." if source.lost else ""
+    click.echo(f"Read {read} deliveries, of which {stored} were not there yet.{lost}")
 
 
 @click.group()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, select, text
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, event, func, select, text
 
 from receiver.database.engine import READ_ONLY, Deadline, connect
 from receiver.database.errors import refusals
@@ -35,6 +35,8 @@ class Database:
         self._engine = connect(url)
         self._deadline = Deadline(self._engine)
         self.is_sqlite = self._engine.dialect.name == "sqlite"
+        self.connections = 0  # that were made
+        event.listen(self._engine, "connect", self._count_connection)
 
     def close(self) -> None:
         """Close all connections. It can be used again: then it opens new ones."""
@@ -121,6 +123,9 @@ class Database:
         """Rows of the quarantine with an id above `after`, in the order of their ids."""
         query = select(quarantine).where(quarantine.c.id > after).order_by(quarantine.c.id).limit(limit)
         return self.read(query if reason is None else query.where(quarantine.c.reason == reason))
+
+    def _count_connection(self, *_: object) -> None:
+        self.connections += 1
 
     def _lift_limits(self, connection: Connection) -> None:
         if not self.is_sqlite:

@@ -11,21 +11,27 @@ import errno
 import logging
 import os
 import sqlite3
+import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
 
 from receiver.delivery import Delivery, NotDurableError
+from receiver.journal import inbox, table
 from receiver.journal.damaged import move_aside, move_wal, sync_directory, unrecovered, wal_of
-from receiver.journal.record import INSERT, INSERT_BYTES, OLDEST, SCHEMA, SELECT, DamagedError, as_text, from_row
+from receiver.journal.record import DamagedError, Record
+from receiver.journal.table import SCHEMA, Fill
+from receiver.journal.wal import is_damaged
 from receiver.metrics import Metrics
 
 _T = TypeVar("_T")
 _PAGE_BYTES = 4096
 _SYNCHRONOUS = 2  # FULL: a commit is an fsync
-_LARGEST_READ_BYTES = 8 * 2**20  # of bodies in one read
 _RESERVED_BYTES = 16 * 2**20  # of the disk
+_LARGEST_CHECK_BYTES = 64 * 2**20  # of a file that is checked as a whole when it is opened
+_REMOVALS = 20  # in the time that records are kept
 # TOOBIG: the size of a row is damaged.
 _DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_TOOBIG)
 
@@ -35,52 +41,70 @@ logger = logging.getLogger(__name__)
 class JournalFile:
     """The file at `path`, of at most `max_bytes`; `damaged` has the files that were moved aside and not recovered yet.
 
-    Making one raises `sqlite3.Error` and `OSError`, everything else `NotDurableError`.
+    What is stored is kept for `keep` seconds. Making one raises `sqlite3.Error` and `OSError`, everything else
+    `NotDurableError`.
     """
 
-    def __init__(self, path: Path, max_bytes: int, metrics: Metrics) -> None:
+    def __init__(self, path: Path, max_bytes: int, metrics: Metrics, keep: float = 0) -> None:
         self._path = path
         self._max_pages = max_bytes // _PAGE_BYTES
         self._metrics = metrics
+        self._keep = keep
         self._connection: sqlite3.Connection | None = None
         self._problem: str | None = None
-        self._read_ids = range(0)
+        self._known: Fill | None = None  # of the file that is in use, which may have to be opened anew
+        self._last = 0  # id, in any file
+        self._stored_by: deque[tuple[float, int]] = deque()  # times, and the ids up to which all was stored by then
         self.damaged: SimpleQueue[Path] = SimpleQueue()
         for one in unrecovered(path):
             self.damaged.put(one)
-        self._use_file(lambda _: None)
+        self._use_file(lambda _, fill: self._restart_keeping(fill))
 
     def append(self, deliveries: list[Delivery]) -> None:
         """Put deliveries on disk, all or none."""
         size = sum(len(delivery.body) for delivery in deliveries)
-        self._transaction(lambda connection: connection.executemany(INSERT, deliveries), adds=size)
+        self._transaction(lambda connection, fill: table.insert(connection, fill, deliveries), adds=size)
 
-    def read(self, limit: int) -> list[tuple[int, Delivery]]:
-        """The oldest deliveries with their ids, at most `limit`, and fewer where they are large."""
-        found = self._attempt(lambda connection: _read(connection, limit))
-        self._read_ids = range(found[0][0], found[-1][0] + 1) if found else range(0)
-        return found
+    def read(self, after: int, limit: int) -> list[Record]:
+        """The oldest records that wait and are behind the id `after`: of at most `limit` deliveries, or one."""
+        return self._attempt(lambda connection, fill: table.read(connection, max(after, fill.stored), fill.last, limit))
 
-    def remove(self, last_id: int) -> None:
-        """Forget the deliveries up to and including `last_id`, as far as they were read."""
+    def read_kept(self, after: int, limit: int) -> list[Record]:
+        """The same of the records that are kept."""
+        return self._attempt(
+            lambda connection, fill: table.read(connection, max(after, fill.first - 1), fill.stored, limit)
+        )
 
-        def remove(connection: sqlite3.Connection) -> None:
-            ids = range(self._read_ids.start, min(last_id + 1, self._read_ids.stop))
-            if ids and connection.execute("DELETE FROM inbox WHERE id <= ?", (ids[-1],)).rowcount != len(ids):
-                raise DamagedError("other rows would be removed than were read")
-            self._read_ids = range(ids.stop, self._read_ids.stop)
+    def store(self, last_id: int) -> None:
+        """Note that all up to `last_id` is stored. It stays for as long as it is to be kept."""
 
-        if self._read_ids:  # none, where a batch was on its way to the database when the file was replaced
-            self._transaction(remove, adds=None)
+        def store(connection: sqlite3.Connection, fill: Fill) -> Fill:
+            if last_id > fill.stored:  # else the file was replaced while the batch was on its way to the database
+                fill = table.store(connection, fill, last_id)
+            return fill if self._keep else table.remove(connection, fill, fill.stored)
+
+        self._transaction(store, adds=None)
+
+    def remove_expired(self) -> None:
+        """Remove what has been kept for long enough."""
+        now = time.monotonic()
+        if self._known and (not self._stored_by or now >= self._stored_by[-1][0] + self._keep / _REMOVALS):
+            self._stored_by.append((now, self._known.stored))
+        up_to = 0
+        while self._stored_by and now >= self._stored_by[0][0] + self._keep:
+            up_to = self._stored_by.popleft()[1]
+        if self._known and up_to >= self._known.first:
+            self._transaction(
+                lambda connection, fill: table.remove(connection, fill, min(up_to, fill.stored)), adds=None
+            )
+
+    def restart_keeping(self) -> None:
+        """Keep all that is stored as if it had just been stored."""
+        self._attempt(lambda _, fill: self._restart_keeping(fill))
 
     def check(self) -> None:
         """Write and remove a page: fails where a delivery would not be taken."""
-
-        def write(connection: sqlite3.Connection) -> None:
-            cursor = connection.execute(INSERT_BYTES, (_PAGE_BYTES,))
-            connection.execute("DELETE FROM inbox WHERE id = ?", (cursor.lastrowid,))
-
-        self._transaction(write, adds=_PAGE_BYTES)
+        self._transaction(lambda connection, fill: table.try_insert(connection, fill, _PAGE_BYTES), adds=_PAGE_BYTES)
 
     def close(self) -> None:
         """Close the file."""
@@ -88,33 +112,57 @@ class JournalFile:
             self._connection.close()
             self._connection = None
 
-    def _transaction(self, write: Callable[[sqlite3.Connection], object], *, adds: int | None) -> None:
-        def transaction(connection: sqlite3.Connection) -> None:
-            if adds is not None:
-                _check_space(self._path, adds, connection)
-            # A removal has no sync of its own (1 is NORMAL): the next commit's brings it along. What a power cut
-            # brings back is recognised by the database.
-            connection.execute(f"PRAGMA synchronous = {1 if adds is None else _SYNCHRONOUS}")
-            connection.execute("BEGIN IMMEDIATE")
-            write(connection)
-            connection.execute("COMMIT")
-            self._export(connection)
+    def _restart_keeping(self, fill: Fill) -> None:
+        self._stored_by = deque([(time.monotonic(), fill.stored)])
+
+    def _transaction(self, write: Callable[[sqlite3.Connection, Fill], Fill], *, adds: int | None) -> None:
+        def transaction(connection: sqlite3.Connection, fill: Fill) -> None:
+            while True:
+                try:
+                    if adds is not None:
+                        _check_space(self._path, adds, connection)
+                    self._write(connection, fill, write, synchronous=_SYNCHRONOUS if adds is not None else 1)
+                except (sqlite3.Error, OSError) as error:
+                    # What is kept is not to cost a delivery that comes now.
+                    if adds is None or not _is_full(error) or fill.first > fill.stored:
+                        raise
+                    _roll_back(connection)
+                    fill = self._write(connection, fill, table.remove_part, synchronous=1)
+                else:
+                    return
 
         self._attempt(transaction)
         if self._problem is not None:
             logger.warning("journal up again", extra={"journal": str(self._path)})
             self._problem = None
 
-    def _attempt(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+    def _write(
+        self,
+        connection: sqlite3.Connection,
+        fill: Fill,
+        write: Callable[[sqlite3.Connection, Fill], Fill],
+        *,
+        synchronous: int,
+    ) -> Fill:
+        # What is said of stored deliveries has no sync of its own (1 is NORMAL): the next commit's brings it along.
+        # What a power cut brings back is recognised by the database.
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("BEGIN IMMEDIATE")
+        fill = write(connection, fill)
+        connection.execute("COMMIT")
+        self._note(connection, fill)
+        return fill
+
+    def _attempt(self, work: Callable[[sqlite3.Connection, Fill], _T]) -> _T:
         try:
             return self._use_file(work)
         except (sqlite3.Error, OSError) as error:
             if not _is_full(error):
                 # After an I/O error nothing that this connection holds in memory is to be trusted: open the file anew.
                 self.close()
-            elif self._connection is not None and self._connection.in_transaction:
+            elif self._connection is not None:
                 with contextlib.suppress(sqlite3.Error):  # then the next attempt fails, and opens the file anew
-                    self._connection.execute("ROLLBACK")
+                    _roll_back(self._connection)
             problem = "the journal or its disk is full" if _is_full(error) else f"the journal's disk fails: {error}"
             if self._problem is None:
                 details = {"problem": problem, "journal": str(self._path)}
@@ -122,16 +170,16 @@ class JournalFile:
             self._problem = problem
             raise NotDurableError(problem) from error
 
-    def _use_file(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+    def _use_file(self, work: Callable[[sqlite3.Connection, Fill], _T]) -> _T:
         """Do `work`; where the file proves to be damaged, with the one that takes its place."""
         try:
-            return work(self._connection or self._open())
+            return work(*self._opened())
         except sqlite3.Error as error:
             # The low byte of a code is the error, the others are its details.
             if not isinstance(error, DamagedError) and getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
                 raise
             self._move_aside(error)
-            return work(self._open())
+            return work(*self._opened())
 
     def _move_aside(self, error: sqlite3.Error) -> None:
         # Before the connection is closed: SQLite leaves a file that has another name now as it is, and its WAL too.
@@ -139,11 +187,19 @@ class JournalFile:
             target = move_aside(self._path)
         finally:
             self.close()
+        self._known = None
         self.damaged.put(target)
         details = {"moved_to": str(target), "problem": str(error)}
         logger.error("journal damaged, moved aside", extra=details)
 
-    def _open(self) -> sqlite3.Connection:
+    def _opened(self) -> tuple[sqlite3.Connection, Fill]:
+        if self._connection is None or self._known is None:
+            self._connection, fill = self._open()
+            self._note(self._connection, fill)
+            return self._connection, fill
+        return self._connection, self._known
+
+    def _open(self) -> tuple[sqlite3.Connection, Fill]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         existed = self._path.exists()
         if not existed:
@@ -152,31 +208,30 @@ class JournalFile:
             raise DamagedError("the file is empty, and SQLite would remove its WAL")
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=0)
         try:
-            _set_up(connection, self._max_pages)
+            _set_up(connection, self._path, self._max_pages)
             if not existed:
+                # Behind those of the file before it, so that a batch that is on its way is never taken for another.
+                table.begin(connection, self._last)
                 # SQLite syncs the WAL's directory entry, but not the file's own.
                 sync_directory(self._path.parent)
-            self._export(connection)
+            inbox.take_over(connection)
+            return connection, table.load(connection, self._known)
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
-        self._read_ids = range(0)  # what was read may have been another file
-        return connection
 
-    def _export(self, connection: sqlite3.Connection) -> None:
-        # Ids have no gaps: only the oldest are ever removed, and a rolled back insert gives its id back.
-        # Apart, because SQLite looks up a min or a max alone, and scans the table for both.
-        (last,) = connection.execute("SELECT max(id) FROM inbox").fetchone()
-        first, oldest = connection.execute(OLDEST).fetchone() or (None, None)
-        self._metrics.journal_events.set(0 if first is None else last - first + 1)
-        self._metrics.journal_bytes.set(_bytes(connection, "page_count") - _bytes(connection, "freelist_count"))
-        # None, or damaged, which `read` will find.
-        self._metrics.journal_oldest_timestamp_seconds.set(oldest if isinstance(oldest, float) else float("nan"))
+    def _note(self, connection: sqlite3.Connection, fill: Fill) -> None:
+        self._known, self._last = fill, fill.last
+        used = _bytes(connection, "page_count") - _bytes(connection, "freelist_count")
+        if fill.kept_bytes:  # the part that waits
+            used = used * fill.waiting_bytes // (fill.waiting_bytes + fill.kept_bytes)
+        self._metrics.journal_events.set(fill.deliveries)
+        self._metrics.journal_bytes.set(used)
+        self._metrics.journal_oldest_timestamp_seconds.set(float("nan") if fill.oldest is None else fill.oldest)
 
 
-def _set_up(connection: sqlite3.Connection, max_pages: int) -> None:
-    connection.text_factory = as_text
+def _set_up(connection: sqlite3.Connection, path: Path, max_pages: int) -> None:
+    connection.text_factory = inbox.as_text
     # EXCLUSIVE: no second process, and the WAL's index in memory.
     # Debian's SQLite would write zeros over all that is removed, for which a full disk has no space.
     for pragma, wanted in {
@@ -185,13 +240,15 @@ def _set_up(connection: sqlite3.Connection, max_pages: int) -> None:
         "locking_mode": "exclusive",
         "journal_mode": "wal",
         "synchronous": _SYNCHRONOUS,
-        "max_page_count": max_pages,
         "journal_size_limit": 16 * 2**20,
     }.items():
         connection.execute(f"PRAGMA {pragma} = {wanted}")
         (got,) = connection.execute(f"PRAGMA {pragma}").fetchone()
-        if got != wanted and pragma != "max_page_count":  # which is never less than the file has now
+        if got != wanted:
             raise sqlite3.OperationalError(f"PRAGMA {pragma} is {got}, not {wanted}")
+    # Now that no other process writes to it.
+    if wal_of(path).exists() and is_damaged(wal_of(path).read_bytes()):
+        raise DamagedError("the WAL is damaged")
     # Bring all that the WAL holds into the file, and sync it, before anything is written behind it: after an fsync that
     # failed, Linux takes the pages for clean. What is read of them now may never have reached the disk, and what came
     # behind them in the WAL would be lost with them.
@@ -200,23 +257,19 @@ def _set_up(connection: sqlite3.Connection, max_pages: int) -> None:
     except sqlite3.Error as error:
         if not _is_full(error):
             raise
-    connection.execute(SCHEMA)
+    if path.stat().st_size <= _LARGEST_CHECK_BYTES:
+        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise DamagedError(found)
+    for statement in SCHEMA:
+        connection.execute(statement)
+    # Only now: a full journal that has no such tables yet has no room for them. It is never less than the file has.
+    connection.execute(f"PRAGMA max_page_count = {max_pages}")
 
 
-def _read(connection: sqlite3.Connection, limit: int) -> list[tuple[int, Delivery]]:
-    found: list[tuple[int, Delivery]] = []
-    size = 0
-    try:
-        for row_id, *row in connection.execute(SELECT, (limit,)):
-            if found and row_id != found[-1][0] + 1:  # or all would be removed up to an id that none of them had
-                raise DamagedError("a row has another's id")
-            found.append((row_id, from_row(row)))
-            size += len(found[-1][1].body)
-            if size >= _LARGEST_READ_BYTES:
-                break
-    except MemoryError as error:
-        raise DamagedError("a row has an impossible size") from error
-    return found
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 def _bytes(connection: sqlite3.Connection, pragma: str) -> int:

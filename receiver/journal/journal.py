@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from typing import ParamSpec, TypeVar
 
 from receiver.delivery import Delivery, NotDurableError
 from receiver.journal.file import JournalFile
+from receiver.journal.record import Record
 from receiver.metrics import Metrics
 
-_LARGEST_COMMIT = 1000  # deliveries in one transaction
+_LARGEST_COMMIT = 1000  # deliveries
+_LARGEST_COMMIT_BYTES = 4 * 2**20  # of bodies, unless it is one
 _MOST_WAITING_BYTES = 64 * 2**20  # of bodies in memory, before the disk took them
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class JournalError(Exception):
@@ -26,9 +33,14 @@ class JournalError(Exception):
 
 
 class Journal:
-    """The journal at `path`, of at most `max_bytes`. Sets `new_deliveries` when there is something new to read."""
+    """The journal at `path`, of at most `max_bytes`, that keeps for `keep` seconds what is stored.
 
-    def __init__(self, path: Path, max_bytes: int, metrics: Metrics, new_deliveries: threading.Event) -> None:
+    Sets `new_deliveries` when there is something new to read.
+    """
+
+    def __init__(
+        self, path: Path, max_bytes: int, metrics: Metrics, new_deliveries: asyncio.Event, keep: float = 0
+    ) -> None:
         metrics.journal_max_bytes.set(max_bytes)
         self._metrics = metrics
         self._new_deliveries = new_deliveries
@@ -38,7 +50,7 @@ class Journal:
         self._idle.set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         try:
-            self._file = self._thread.submit(JournalFile, path, max_bytes, metrics).result()
+            self._file = self._thread.submit(JournalFile, path, max_bytes, metrics, keep).result()
         except (sqlite3.Error, OSError) as error:
             self._thread.shutdown()
             raise _cannot_open(path, error) from error
@@ -63,17 +75,29 @@ class Journal:
             loop.call_soon(self._start_commit, loop)
         return done
 
-    def read(self, limit: int) -> list[tuple[int, Delivery]]:
-        """The oldest deliveries with their ids, at most `limit`, and fewer where they are large. Blocks."""
-        return self._thread.submit(self._file.read, limit).result()
+    async def read(self, after: int, limit: int) -> list[Record]:
+        """The oldest records that wait and are behind the id `after`: of at most `limit` deliveries, or one."""
+        return await self._run(self._file.read, after, limit)
 
-    def remove(self, last_id: int) -> None:
-        """Forget the deliveries up to and including `last_id`. Blocks."""
-        self._thread.submit(self._file.remove, last_id).result()
+    async def read_kept(self, after: int, limit: int) -> list[Record]:
+        """The same of the records that are stored and kept."""
+        return await self._run(self._file.read_kept, after, limit)
+
+    async def store(self, last_id: int) -> None:
+        """Note that all up to `last_id` is stored."""
+        await self._run(self._file.store, last_id)
+
+    async def remove_expired(self) -> None:
+        """Remove what was kept for long enough."""
+        await self._run(self._file.remove_expired)
+
+    async def restart_keeping(self) -> None:
+        """Keep all that is stored as if it had just been stored."""
+        await self._run(self._file.restart_keeping)
 
     async def check(self) -> None:
         """Write and remove a page: raises `NotDurableError` where a delivery would not be taken."""
-        await asyncio.wrap_future(self._thread.submit(self._file.check))
+        await self._run(self._file.check)
 
     async def flush(self) -> None:
         """Wait until nothing waits for the disk."""
@@ -84,9 +108,18 @@ class Journal:
         self._thread.submit(self._file.close).result()
         self._thread.shutdown()
 
+    async def _run(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.wrap_future(self._thread.submit(work, *args, **kwargs))
+
     def _start_commit(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch, self._waiting = self._waiting[:_LARGEST_COMMIT], self._waiting[_LARGEST_COMMIT:]
-        self._waiting_bytes = sum(len(delivery.body) for delivery, _ in self._waiting)
+        count = size = 0
+        for delivery, _ in self._waiting[:_LARGEST_COMMIT]:
+            size += len(delivery.body)
+            if count and size > _LARGEST_COMMIT_BYTES:
+                break
+            count += 1
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._waiting_bytes -= sum(len(delivery.body) for delivery, _ in batch)
         committed = self._thread.submit(self._commit, [delivery for delivery, _ in batch])
         committed.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish_commit, loop, batch, done))
 
@@ -97,6 +130,8 @@ class Journal:
         committed: Future[None],
     ) -> None:
         error = committed.exception()
+        if error is None:
+            self._new_deliveries.set()
         for _, done in batch:
             if done.done():  # the client went away while its delivery was written
                 continue
@@ -114,7 +149,6 @@ class Journal:
         self._file.append(deliveries)
         self._metrics.journal_commit_duration_seconds.observe(time.perf_counter() - started)
         self._metrics.journal_batch_events.observe(len(deliveries))
-        self._new_deliveries.set()
 
 
 def _cannot_open(path: Path, error: Exception) -> JournalError:

@@ -1,45 +1,76 @@
-"""The journal's table: deliveries as rows, and rows, if nothing has damaged them, as deliveries again."""
+"""A record of the journal: the deliveries of one commit as bytes, and a row of its table with a checksum over it."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
-from typing import Any
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from receiver.delivery import Delivery
-from receiver.protocol.signature import LAST_SECOND
 
-SCHEMA = """CREATE TABLE IF NOT EXISTS inbox (
-    id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, received_at REAL NOT NULL, sent_at REAL NOT NULL,
-    time_text BLOB NOT NULL, body BLOB NOT NULL, quarantine_reason TEXT)"""
-_COLUMNS = ", ".join(Delivery._fields)
-INSERT = f"INSERT INTO inbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 (constants)
-INSERT_BYTES = "INSERT INTO inbox VALUES (NULL, '', 0, 0, '', zeroblob(?), NULL)"  # a row to check the disk with
-SELECT = f"SELECT id, {_COLUMNS} FROM inbox ORDER BY id LIMIT ?"  # noqa: S608 (constants)
-SELECT_BEHIND = f"SELECT id, {_COLUMNS} FROM inbox WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 (constants)
-OLDEST = "SELECT id, received_at FROM inbox ORDER BY id LIMIT 1"
+_ABOUT = struct.Struct("<qqd")  # id, number of deliveries, time of the oldest
+_HEAD = struct.Struct("<ddIIII")  # received_at, sent_at, and the lengths of endpoint, reason, time_text and body
 
 
 class DamagedError(sqlite3.DatabaseError):
     """What was read was not written like this. SQLite has no checksums that would tell."""
 
 
-def from_row(row: Sequence[Any]) -> Delivery:
-    """The delivery in a row without its id, whose texts are `as_text`; raises `DamagedError`."""
-    endpoint, received_at, sent_at, time_text, body, reason = row
-    is_sound = (
-        isinstance(endpoint, str)
-        and endpoint.isprintable()
-        and all(isinstance(time, float) and 0 <= time <= LAST_SECOND for time in (received_at, sent_at))
-        and isinstance(time_text, bytes)
-        and isinstance(body, bytes)
-        and (reason is None or (isinstance(reason, str) and reason.isidentifier()))
-    )
+class Record(NamedTuple):
+    """A row: how many deliveries `data` holds, when the oldest was received, and a CRC-32 over all the others."""
+
+    id: int
+    deliveries: int
+    oldest: float
+    crc: int
+    data: bytes
+
+
+def to_record(record_id: int, deliveries: Sequence[Delivery]) -> Record:
+    """The record that is written for deliveries."""
+    count, oldest, data = len(deliveries), min(one.received_at for one in deliveries), encode(deliveries)
+    return Record(record_id, count, oldest, _checksum(record_id, count, oldest, data), data)
+
+
+def from_row(row: Sequence[Any]) -> Record:
+    """The record in a row as it was read; raises `DamagedError` unless it was written like this."""
+    record = Record(*row)
+    try:
+        is_sound = record.crc == _checksum(*record[:3], record.data)
+    except (struct.error, TypeError):
+        is_sound = False
     if not is_sound:
         raise DamagedError("a row was not written like this")
-    return Delivery(endpoint, received_at, sent_at, time_text, body, reason)
+    return record
 
 
-def as_text(raw: bytes) -> str:
-    """A text of the table; bytes that are not UTF-8 become characters that are not printable."""
-    return raw.decode(errors="surrogateescape")
+def encode(deliveries: Iterable[Delivery]) -> bytes:
+    """Deliveries as bytes, one after the other: those of several records may be put together."""
+    parts: list[bytes] = []
+    for one in deliveries:
+        endpoint, reason = one.endpoint.encode(), (one.quarantine_reason or "").encode()
+        lengths = len(endpoint), len(reason), len(one.time_text), len(one.body)
+        parts += (_HEAD.pack(one.received_at, one.sent_at, *lengths), endpoint, reason, one.time_text, one.body)
+    return b"".join(parts)
+
+
+def decode(data: bytes) -> list[Delivery]:
+    """The deliveries that `encode` made bytes of."""
+    found: list[Delivery] = []
+    at = 0
+    while at < len(data):
+        received_at, sent_at, *lengths = _HEAD.unpack_from(data, at)
+        at += _HEAD.size
+        texts: list[bytes] = []
+        for length in lengths:
+            texts.append(data[at : at + length])
+            at += length
+        endpoint, reason, time_text, body = texts
+        found.append(Delivery(endpoint.decode(), received_at, sent_at, time_text, body, reason.decode() or None))
+    return found
+
+
+def _checksum(record_id: int, deliveries: int, oldest: float, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(_ABOUT.pack(record_id, deliveries, oldest)))

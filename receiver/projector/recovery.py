@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 
 from receiver.database.errors import problem_of
 from receiver.journal.damaged import mark_recovered
-from receiver.journal.recovery import UnreadableError, read_file
+from receiver.journal.recovery import Readable, UnreadableError
+from receiver.projector.messages import ClosedError, Kind
+from receiver.projector.outcome import Outcome
 from receiver.projector.store import Store
 
 logger = logging.getLogger(__name__)
@@ -20,20 +22,22 @@ _BATCH = 100  # deliveries, which may be of a MiB each
 _PAUSE = 30.0  # seconds after a failure
 
 
-def recover(path: Path, store: Store) -> Iterator[tuple[int, int]]:
-    """Bring a journal file into the database; yields how many deliveries were read and stored, batch by batch.
+def recover(source: Readable, store: Store) -> Iterator[tuple[int, Outcome]]:
+    """Bring a journal file into the database; yields how many deliveries were read and what became of them, by batch.
 
     It can be broken off and done again: what is stored already stays once. Raises `UnreadableError`.
     """
-    deliveries = read_file(path)
+    deliveries = iter(source)
     while batch := list(islice(deliveries, _BATCH)):
-        yield len(batch), store.store(batch)
+        # Some may have been stored before the damage: as with what was kept, nobody knows.
+        yield len(batch), store.store(batch, Kind.BATCH_KEPT)
 
 
-def recover_all(damaged: SimpleQueue[Path], store: Store) -> Iterator[bool]:
+def recover_all(damaged: SimpleQueue[Path], store: Store, tell: Callable[[Outcome], None]) -> Iterator[bool]:
     """Recover the files that come in a queue, and mark them as recovered; yields after each batch, and while idle.
 
-    What is yielded is whether to go on at once. Nothing is raised: what fails is tried again later.
+    Each batch's outcome is told.
+    What is yielded is whether to go on at once. Nothing is raised but by `tell`: what fails is tried again later.
     """
     not_before = 0.0
     while True:
@@ -41,16 +45,20 @@ def recover_all(damaged: SimpleQueue[Path], store: Store) -> Iterator[bool]:
             yield False
             continue
         path = damaged.get()
+        source = Readable(path)
         counts = {"read": 0, "stored": 0}
         try:
-            for read, stored in recover(path, store):
-                counts = {"read": counts["read"] + read, "stored": counts["stored"] + stored}
+            for read, outcome in recover(source, store):
+                tell(outcome)
+                counts = {"read": counts["read"] + read, "stored": counts["stored"] + outcome.new}
                 yield True
-            moved_to = str(mark_recovered(path))
-            logger.warning("damaged journal recovered", extra=counts | {"moved_to": moved_to})
+            details = counts | {"rows_lost": source.lost, "moved_to": str(mark_recovered(path))}
+            logger.warning("damaged journal recovered", extra=details)
         except (UnreadableError, OSError) as error:  # until the next start
             details = {"journal": str(path), "problem": str(error)}
             logger.error("damaged journal cannot be read", extra=details)  # noqa: TRY400 (the problem in one line)
+        except ClosedError:
+            raise
         except Exception as error:  # noqa: BLE001 (whatever it is, the file is still there)
             details = {"journal": str(path), "problem": problem_of(error)}
             logger.warning("damaged journal not recovered yet", extra=details)

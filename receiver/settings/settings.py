@@ -97,6 +97,11 @@ class Settings:
         2**30,
         "Bytes, at least 1048576, that the journal may take before callbacks are answered 503.",
     )
+    journal_keep: int = setting(
+        partial(parsers.number, least=0),
+        600,
+        "Seconds that what is stored stays in the journal, to be offered to the database again after an outage.",
+    )
     database_url: str = setting(
         parsers.database_url,
         "sqlite:///var/receiver.db",

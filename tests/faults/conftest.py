@@ -60,6 +60,18 @@ def kills() -> int:
 
 
 @pytest.fixture
+def worker_kills() -> int:
+    """How many times to kill the projector's worker."""
+    return min(300, int(os.environ.get("FAULT_KILLS", "16")))
+
+
+@pytest.fixture
+def stopped_for() -> float:
+    """For how many seconds to stop the projector's worker."""
+    return float(os.environ.get("FAULT_STOPPED", "3"))
+
+
+@pytest.fixture
 def power_cuts() -> int:
     """How many times to cut the power."""
     return int(os.environ.get("FAULT_POWER_CUTS", "5"))

@@ -42,7 +42,8 @@ class Mutant(NamedTuple):
 JOURNAL = "receiver/journal/journal.py"
 JOURNAL_FILE = "receiver/journal/file.py"
 DAMAGED = "receiver/journal/damaged.py"
-PROJECTOR = "receiver/projector/projector.py"
+FEEDER, WORKER = "receiver/projector/feeder.py", "receiver/projector/worker.py"
+RECORD, INBOX = "receiver/journal/record.py", "receiver/journal/inbox.py"
 RECOVERY = "receiver/projector/recovery.py"
 ENGINE = "receiver/database/engine.py"
 STREAMS = "receiver/database/streams.py"
@@ -148,23 +149,115 @@ MUTANTS = (
         (
             Change(
                 RECOVERY,
-                "            for read, stored in recover(path, store):\n",
+                "            for read, outcome in recover(source, store):\n",
                 "{old}                path = path if counts['read'] else mark_recovered(path)\n",
             ),
             Change(RECOVERY, "str(mark_recovered(path))", "str(path)"),
         ),
     ),
     Mutant(
-        "delete before the database confirmed",
-        (KILL,),
+        "stored before the database confirmed, kill -9",
+        (f"{KILL}::test_kill_at_any_moment",),
         (
-            Change(PROJECTOR, "            self._journal.remove(batch[-1][0])\n", ""),
             Change(
-                PROJECTOR,
-                "            self._store.store([delivery",
-                "            self._journal.remove(batch[-1][0])\n{old}",
+                FEEDER,
+                "            await self._persistently(lambda: self._journal.store(batch.last_id))\n",
+                "            pass\n",
+            ),
+            Change(
+                FEEDER,
+                "                await worker.send(batch.kind, batch.payload)\n",
+                "                await self._journal.store(batch.last_id)\n{old}",
             ),
         ),
+    ),
+    Mutant(
+        "reported before the database confirmed",
+        (f"{KILL}::test_kill_of_the_worker",),
+        (
+            Change(
+                WORKER,
+                "            outcome = self._store.store(",
+                "            self._channel.send(outcome=Outcome().to_json(), batch=True)\n{old}",
+            ),
+            Change(
+                WORKER,
+                "            self._channel.send(outcome=outcome.to_json(), batch=True)\n",
+                "            outcome.to_json()\n",
+            ),
+            Change(
+                WORKER,
+                "from receiver.projector.recovery import",
+                "from receiver.projector.outcome import Outcome\n{old}",
+            ),
+        ),
+    ),
+    Mutant(
+        "what a worker had when it ended is not sent again",
+        ("tests/projector/test_worker.py",),
+        (Change(FEEDER, "        self._to_repeat.extendleft(reversed(self._on_the_way))\n", ""),),
+    ),
+    Mutant(
+        "a worker outlives the receiver",
+        ("tests/projector/test_worker.py::test_worker_ends_with_the_receiver",),
+        (Change(WORKER, "    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)\n", ""),),
+    ),
+    Mutant(
+        "a worker ends by the signal that ends the receiver",
+        ("tests/projector/test_worker.py::test_signals_to_all_processes",),
+        (Change(WORKER, "        signal.signal(number, signal.SIG_IGN)", "        pass"),),
+    ),
+    Mutant(
+        "the checksum is not looked at",
+        ("tests/journal/test_damage.py",),
+        (
+            Change(
+                RECORD,
+                "        is_sound = record.crc == _checksum(*record[:3], record.data)",
+                "        is_sound = True",
+            ),
+        ),
+    ),
+    Mutant(
+        "the checksum leaves out the id",
+        ("tests/journal/test_damage.py",),
+        (Change(RECORD, "_ABOUT.pack(record_id, deliveries, oldest)", "_ABOUT.pack(0, deliveries, oldest)"),),
+    ),
+    Mutant(
+        "a damaged WAL is not noticed",
+        ("tests/journal/test_damage.py::test_no_damage_goes_unseen",),
+        (Change(JOURNAL_FILE, "if wal_of(path).exists() and is_damaged(", "if False and is_damaged("),),
+    ),
+    Mutant(
+        "the file is not checked as a whole",
+        ("tests/journal/test_damage.py::test_rows_that_are_gone_at_the_end",),
+        (Change(JOURNAL_FILE, '        if found != "ok":', "        if False:"),),
+    ),
+    Mutant(
+        "a chunk of an old journal is removed before it is written",
+        ("tests/journal/test_inbox.py",),
+        (
+            Change(
+                INBOX,
+                '        connection.execute("DELETE FROM inbox WHERE id <= ?", (last,))\n',
+                '{old}        connection.execute("COMMIT")\n        connection.execute("BEGIN IMMEDIATE")\n',
+            ),
+        ),
+    ),
+    Mutant(
+        "what was kept is not offered again",
+        ("tests/projector/test_keep.py::test_failover_to_a_replica_that_is_behind",),
+        (Change(FEEDER, "            self._kept_sent = 0\n", ""),),
+    ),
+    Mutant(
+        "what was kept expires during an outage",
+        ("tests/projector/test_keep.py::test_nothing_expires_during_an_outage",),
+        (Change(FEEDER, "if self._is_up and self._kept_sent is None and", "if"),),
+    ),
+    Mutant(
+        "what is kept costs what comes",
+        ("tests/journal/test_keep.py",),
+        (Change(JOURNAL_FILE, "if adds is None or not _is_full(error) or fill.first > fill.stored:", "if True:"),),
     ),
     Mutant(
         "no unique key",

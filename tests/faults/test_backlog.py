@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import sqlite3
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +18,9 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from receiver.database.database import Database
+from receiver.delivery import Delivery
 from receiver.journal.journal import Journal
+from receiver.journal.record import to_record
 from receiver.metrics import Metrics
 from receiver.tools.sender import load_bodies
 from tests.helpers.outcome import Outcome
@@ -35,14 +37,20 @@ def backlog() -> int:
 
 def fill(journal: Path, bodies: Iterator[bytes]) -> None:
     """Write deliveries to the journal, past the program, as they would have come in the last hours."""
-    Journal(journal, 2**30, Metrics(), threading.Event()).close()
+    Journal(journal, 2**30, Metrics(), asyncio.Event()).close()
     began = time.time() - 24 * 3600
+    deliveries = (
+        Delivery("default", at + 0.2, int(at), b"%x" % int(at), body)
+        for number, body in enumerate(bodies)
+        for at in [began + number / 100]
+    )
     with closing(sqlite3.connect(journal, isolation_level=None)) as connection:
         connection.execute("BEGIN")
-        connection.executemany(
-            "INSERT INTO inbox (endpoint, received_at, sent_at, time_text, body) VALUES ('default', ?, ?, ?, ?)",
-            ((at + 0.2, int(at), b"%x" % int(at), body) for n, body in enumerate(bodies) for at in [began + n / 100]),
+        # Of few deliveries each, as they came one by one.
+        records = (
+            to_record(number, [one, *islice(deliveries, number % 3)]) for number, one in enumerate(deliveries, 1)
         )
+        connection.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", records)
         connection.execute("COMMIT")
 
 
@@ -138,7 +146,8 @@ def test_backlog(
     fill(journal, islice(bodies, backlog))
     size = journal.stat().st_size
     began = time.perf_counter()
-    with running(tmp_path, tls=False, RECEIVER_DATABASE_URL=database_url) as receiver:
+    environ = {"RECEIVER_DATABASE_URL": database_url, "RECEIVER_JOURNAL_KEEP": "0"}
+    with running(tmp_path, tls=False, **environ) as receiver:
         assert receiver.operations("/readyz").status == 200
         ready = time.perf_counter() - began
         assert progress(receiver)[1] > 0
@@ -165,6 +174,6 @@ def test_backlog(
         f" {1000 * median(answered_after):.1f} ms then"
     )
     with closing(sqlite3.connect(journal)) as connection:
-        assert connection.execute("SELECT count(*) FROM inbox").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM records").fetchone() == (0,)
     assert out_of_order(database_url) == 0
     record(compare(f"backlog of {backlog}, {kind}", database_url, put))

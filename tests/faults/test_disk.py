@@ -148,6 +148,26 @@ def test_disk_smaller_than_the_journal(tmp_path: Path, record: Record) -> None:
     assert "Traceback" not in receiver.log
 
 
+@needs_root
+def test_kept_makes_room_on_the_disk(tmp_path: Path, record: Record) -> None:
+    """What is kept of stored events fills a disk, and never costs one that comes: it goes first, in time."""
+    journal = tmp_path / "small/journal.db"
+    receiver = Receiver(tmp_path, tls=False, RECEIVER_JOURNAL=str(journal))
+    load = Load([receiver], body=huge_body)
+    with small_disk(journal.parent), ended(receiver):
+        receiver.start()
+        for _ in range(12):
+            post(load, 50)  # of 200 kB
+            drained(receiver)
+        assert load.refused == 0
+        record(compare("kept on a small disk", load))
+        assert receiver.operations("/readyz").status == 200
+        assert journal.stat().st_size > 2**24
+        assert receiver.metric("journal_bytes") == 0
+        assert receiver.stop() == 0
+    assert receiver.log == ""
+
+
 def test_full_journal(tmp_path: Path, record: Record) -> None:
     """With the database away a full journal is answered 503 and is not ready; with it back, all is well by itself."""
     receiver = Receiver(tmp_path, tls=False, RECEIVER_JOURNAL_MAX_BYTES=str(2**20))
@@ -242,7 +262,7 @@ def test_callbacks_while_a_journal_is_recovered(tmp_path: Path, record: Record) 
 
 def test_journal_damaged_under_a_batch(tmp_path: Path, postgresql_url: str, record: Record) -> None:
     """Damage found while a batch is on its way to the database costs nothing of what the new journal has taken."""
-    receiver = Receiver(tmp_path, tls=False, RECEIVER_DATABASE_URL=postgresql_url)
+    receiver = Receiver(tmp_path, tls=False, RECEIVER_DATABASE_URL=postgresql_url, RECEIVER_JOURNAL_KEEP="0")
     receiver.migrate()
     damage_free_pages(receiver)
     load = Load([receiver])
@@ -260,7 +280,7 @@ def test_journal_damaged_under_a_batch(tmp_path: Path, postgresql_url: str, reco
 def test_damage_that_cannot_be_moved_aside(tmp_path: Path) -> None:
     """Where a damaged journal cannot be moved aside, it is 503 and not ready, or does not start; never 500."""
     longest = tmp_path / "var" / ("j" * 240)  # which leaves no room for a longer name
-    receiver = Receiver(tmp_path, tls=False, RECEIVER_JOURNAL=str(longest))
+    receiver = Receiver(tmp_path, tls=False, RECEIVER_JOURNAL=str(longest), RECEIVER_JOURNAL_KEEP="0")
     receiver.migrate()
     damage_free_pages(receiver)
     load = Load([receiver], body=large_body)
@@ -289,7 +309,7 @@ def damage_free_pages(receiver: Receiver) -> None:
             post(Load([receiver]), 20)
             receiver.stop(signal.SIGKILL)
     with closing(sqlite3.connect(receiver.journal)) as connection:
-        assert connection.execute("SELECT count(*) FROM inbox").fetchone()[0] >= 20
+        assert connection.execute("SELECT sum(deliveries) FROM records").fetchone()[0] >= 20
     # The first page of the list of free ones, which the large backlog has left.
     trunk = int.from_bytes(receiver.journal.read_bytes()[32:36], "big") - 1
     assert trunk > 0

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from receiver.delivery import Delivery
 from receiver.journal.journal import Journal
+from receiver.journal.record import Record, decode
 from receiver.metrics import Metrics
+from tests.helpers.receiver import SAMPLES
+
+KIB = 2**10
+FULL = "the journal or its disk is full"
+DELIVERIES = [
+    Delivery("default", 1726012345.25, 1725928200.0, b"66df9308", SAMPLES["SHOOT_SCRIPT_SWITCH"]),
+    Delivery("other", 0.0, 253402214400.0, b"", b""),
+    Delivery("default", 1726012345.123456, 1744612873.35, b"1963307D486", bytes(range(256))),
+    Delivery("default", 1726012346.0, 1725928200.0, b"66df9308", "商品1\n".encode() * KIB, quarantine_reason="stale"),
+]
 
 
 def delivery(body: bytes) -> Delivery:
@@ -25,12 +36,55 @@ def numbered(count: int, size: int = 0) -> list[Delivery]:
 
 
 @contextmanager
-def opened(path: Path, max_bytes: int = 2**30, metrics: Metrics | None = None) -> Iterator[Journal]:
-    journal = Journal(path, max_bytes, metrics or Metrics(), threading.Event())
+def opened(path: Path, max_bytes: int = 2**30, metrics: Metrics | None = None, keep: float = 0) -> Iterator[Journal]:
+    journal = Journal(path, max_bytes, metrics or Metrics(), asyncio.Event(), keep)
     try:
         yield journal
     finally:
         journal.close()
+
+
+def waiting(journal: Journal, limit: int = 10_000) -> list[Delivery]:
+    """The deliveries of one read."""
+    return [one for record in read(journal, 0, limit) for one in decode(record.data)]
+
+
+def read(journal: Journal, after: int, limit: int) -> list[Record]:
+    return asyncio.run(journal.read(after, limit))
+
+
+def kept(journal: Journal) -> list[Delivery]:
+    """What is stored and kept."""
+    found: list[Delivery] = []
+    after = 0
+    while batch := asyncio.run(journal.read_kept(after, 1000)):
+        found += [one for record in batch for one in decode(record.data)]
+        after = batch[-1].id
+    return found
+
+
+def store(journal: Journal, last_id: int) -> None:
+    asyncio.run(journal.store(last_id))
+
+
+def make_inbox(path: Path, deliveries: Sequence[Delivery], first_id: int = 1) -> None:
+    """A journal as version 0.1 wrote it."""
+    path.parent.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = wal")
+        connection.execute(
+            "CREATE TABLE inbox (id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, received_at REAL NOT NULL,"
+            " sent_at REAL NOT NULL, time_text BLOB NOT NULL, body BLOB NOT NULL, quarantine_reason TEXT)"
+        )
+        connection.execute("BEGIN")
+        rows = [(row_id, *one) for row_id, one in enumerate(deliveries, first_id)]
+        connection.executemany("INSERT INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        connection.execute("COMMIT")
+
+
+def append_each(journal: Journal, *deliveries: Delivery) -> list[str]:
+    """Append one after the other, so that each has a row of its own; returns what kept each from the disk."""
+    return [problem for one in deliveries for problem in append(journal, one)]
 
 
 def append(journal: Journal, *deliveries: Delivery) -> list[str]:
@@ -50,3 +104,21 @@ def run_in_child(function: Callable[..., None], *arguments: str, within: tuple[s
     folder = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False, timeout=120)
     return done.returncode, done.stdout
+
+
+def fill(journal: Journal) -> list[bytes]:
+    """Append until a page more is refused; returns the bodies that were taken."""
+    taken = []
+    for size in (64 * KIB, 4 * KIB):
+        for one in numbered(1000, size):
+            if append(journal, one) == [FULL]:
+                break
+            taken.append(one.body)
+    return taken
+
+
+def sample(metrics: Metrics, name: str) -> float:
+    """The value of a metric without labels."""
+    value = metrics.registry.get_sample_value(f"metastudio_{name}")
+    assert value is not None
+    return value

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
+import pytest
 from sqlalchemy import create_engine, select
 
 from receiver.database.database import Database
@@ -17,29 +19,79 @@ from receiver.database.insert import Row
 from receiver.database.schema import streams
 from receiver.delivery import Delivery
 from receiver.journal.journal import Journal
+from receiver.journal.record import decode
 from receiver.metrics import Metrics
-from receiver.projector.projector import Projector
+from receiver.projector.feeder import Feeder
+from tests.helpers.receiver import wait_until
 
+_T = TypeVar("_T")
 NOON = 1726012800.0
 
 
-class Line(NamedTuple):
-    """The way from a journal to a database."""
+class Line:
+    """The way from a journal to a database: the callbacks' side in a thread of its own, and a real worker."""
 
-    journal: Journal
-    database: Database
-    metrics: Metrics
-    projector: Projector
+    def __init__(self, folder: Path, url: str, keep: float = 0) -> None:
+        self.url = url
+        self.metrics = Metrics()
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        wake = asyncio.Event()
+        self.journal = Journal(folder / "journal.db", 2**30, self.metrics, wake, keep)
+        self.feeder = Feeder(self.journal, url, self.metrics, wake)
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Do something on the callbacks' side."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+    def start(self) -> None:
+        """Start to project."""
+
+        async def start() -> None:
+            self.feeder.start()
+
+        self.run(start())
+
+    def stop(self, grace: float = 60) -> None:
+        """End to project; what waits then is projected within the grace."""
+        asyncio.run_coroutine_threadsafe(self.feeder.stop(grace), self.loop).result(grace + 60)
+
+    def close(self) -> None:
+        """End, whatever waits."""
+        self.stop(0)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.journal.close()
+        self.loop.close()
+
+    @property
+    def worker(self) -> int:
+        """The worker's process id."""
+        worker = wait_until(lambda: self.feeder._worker, "a worker")  # noqa: SLF001
+        pid: int = worker.pid
+        return pid
 
     def put(self, *deliveries: Delivery) -> None:
+        """All in one turn of the loop, and so in one row."""
+
         async def append() -> None:
             await asyncio.gather(*map(self.journal.append, deliveries))
 
-        asyncio.run(append())
+        self.run(append())
+
+    def put_each(self, *deliveries: Delivery) -> None:
+        """Each in a row of its own."""
+        for one in deliveries:
+            self.put(one)
+
+    def read(self) -> list[Delivery]:
+        """What waits."""
+        return [one for record in self.run(self.journal.read(0, 10_000)) for one in decode(record.data)]
 
     def drain(self) -> None:
-        while self.projector.step():
-            pass
+        """Wait until nothing waits."""
+        wait_until(lambda: self.metric("journal_events") == 0, "an empty journal")
 
     def metric(self, name: str, **labels: str) -> float:
         value = self.metrics.registry.get_sample_value(f"metastudio_{name}", labels)
@@ -56,26 +108,54 @@ class Line(NamedTuple):
 
 
 @contextmanager
-def laid(folder: Path, url: str) -> Iterator[Line]:
+def laid(folder: Path, url: str, keep: float = 0) -> Iterator[Line]:
     """A line with a journal in `folder`; what was there before is still there."""
-    metrics, new = Metrics(), threading.Event()
-    journal, database = Journal(folder / "journal.db", 2**30, metrics, new), Database(url)
+    line = Line(folder, url, keep)
     try:
-        yield Line(journal, database, metrics, Projector(journal, database, metrics, new))
+        yield line
     finally:
-        journal.close()
-        database.close()
+        line.close()
 
 
 @contextmanager
-def started(folder: Path, url: str) -> Iterator[Line]:
+def started(folder: Path, url: str, keep: float = 0) -> Iterator[Line]:
     """The same, at work."""
-    with laid(folder, url) as line:
-        line.projector.start()
-        try:
-            yield line
-        finally:
-            line.projector.stop(0)
+    with laid(folder, url, keep) as line:
+        line.start()
+        yield line
+
+
+@contextmanager
+def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a connection."""
+    own, its = socket.socketpair()
+    with own, its:
+        yield own, its
+
+
+class Logs:
+    """What this process and the worker's, which writes it to the same standard error, have logged."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+        self._caplog = caplog
+        self._capfd = capfd
+        self._text = ""
+
+    @property
+    def worker(self) -> list[dict[str, Any]]:
+        """The worker's lines."""
+        self._text += self._capfd.readouterr().err
+        return [json.loads(line) for line in self._text.splitlines()]
+
+    @property
+    def own(self) -> list[str]:
+        """This process's messages."""
+        return [record.message for record in self._caplog.records]
+
+    @property
+    def outage(self) -> list[str]:
+        """The worker's messages, but for further problems of one outage."""
+        return [line["event"] for line in self.worker if line["event"] != "database still down"]
 
 
 def body(event_type: str = "RTMP_STREAM_STATE_CHANGE", **message: Any) -> bytes:

@@ -52,6 +52,14 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> 
     return value
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, other than one that has ended and is not waited for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def free_port() -> int:
     """A port that nothing listens on, and that no client is given: those have the ports from 32768 on."""
     while True:
@@ -108,6 +116,13 @@ class Process:
         """The process, once started."""
         assert self._process is not None
         return self._process
+
+    @property
+    def worker(self) -> int:
+        """The process id of the projector's worker, once there is one."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        found: str = wait_until(lambda: children.read_text().strip(), "a worker")
+        return int(found.rsplit(maxsplit=1)[-1])
 
     @property
     def log(self) -> str:

@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,40 +19,30 @@ import pytest
 
 from receiver.delivery import Delivery, NotDurableError
 from receiver.journal.journal import Journal, JournalError
-from receiver.journal.recovery import read_file
+from receiver.journal.record import decode
+from receiver.journal.recovery import Readable
 from receiver.metrics import Metrics
-from tests.helpers.journal import append, delivery, numbered, opened, run_in_child
-from tests.helpers.receiver import SAMPLES
+from tests.helpers.journal import (
+    DELIVERIES,
+    FULL,
+    append,
+    append_each,
+    delivery,
+    fill,
+    numbered,
+    opened,
+    read,
+    run_in_child,
+    sample,
+    store,
+    waiting,
+)
 
 KIB, MIB = 2**10, 2**20
-FULL = "the journal or its disk is full"
-DELIVERIES = [
-    Delivery("default", 1726012345.25, 1725928200.0, b"66df9308", SAMPLES["SHOOT_SCRIPT_SWITCH"]),
-    Delivery("other", 0.0, 253402214400.0, b"", b""),
-    Delivery("default", 1726012345.123456, 1744612873.35, b"1963307D486", bytes(range(256))),
-    Delivery("default", 1726012346.0, 1725928200.0, b"66df9308", "商品1\n".encode() * KIB, quarantine_reason="stale"),
-]
-
-
-def fill(journal: Journal) -> list[bytes]:
-    """Append until a page more is refused; returns the bodies that were taken."""
-    taken = []
-    for size in (64 * KIB, 4 * KIB):
-        for one in numbered(1000, size):
-            if append(journal, one) == [FULL]:
-                break
-            taken.append(one.body)
-    return taken
 
 
 def bodies(journal: Journal) -> list[bytes]:
-    return [one.body for _, one in journal.read(10_000)]
-
-
-def sample(metrics: Metrics, name: str) -> float:
-    value = metrics.registry.get_sample_value(f"metastudio_{name}")
-    assert value is not None
-    return value
+    return [one.body for one in waiting(journal)]
 
 
 @pytest.fixture
@@ -66,14 +55,14 @@ def test_second_opening_reads_what_was_appended(path: Path) -> None:
     with opened(path) as journal:
         assert append(journal, *DELIVERIES) == ["", "", "", ""]
     with opened(path) as journal:
-        assert [one for _, one in journal.read(100)] == DELIVERIES
+        assert waiting(journal) == DELIVERIES
 
 
 def append_and_die(path: str) -> None:
     """Print each number once its delivery is on disk, then die at once."""
 
     async def run() -> None:
-        journal = Journal(Path(path), MIB, Metrics(), threading.Event())
+        journal = Journal(Path(path), MIB, Metrics(), asyncio.Event())
         for number, one in enumerate(numbered(20)):
             await journal.append(one)
             sys.stdout.write(f"{number}\n")
@@ -98,9 +87,9 @@ def test_append_is_not_done_before_the_commit(path: Path) -> None:
         async def run() -> None:
             done = journal.append(delivery(b"{}"))
             assert not done.done()
-            assert bodies(journal) == []
+            assert await journal.read(0, 1) == []
             await done
-            assert bodies(journal) == [b"{}"]
+            assert len(await journal.read(0, 1)) == 1
 
         asyncio.run(run())
 
@@ -135,7 +124,7 @@ def test_deliveries_that_arrive_during_a_commit_share_the_next(path: Path) -> No
 
 def test_commit_tells_the_reader(path: Path) -> None:
     """A commit sets the event that the projector waits for, and opening does not."""
-    new_deliveries = threading.Event()
+    new_deliveries = asyncio.Event()
     journal = Journal(path, MIB, Metrics(), new_deliveries)
     assert not new_deliveries.is_set()
     append(journal, delivery(b""))
@@ -156,30 +145,68 @@ def test_flush_waits_for_the_disk(path: Path) -> None:
         asyncio.run(run())
 
 
-def test_remove(path: Path) -> None:
-    """What is removed is gone for good, what came later stays, and new deliveries come after it."""
+def test_what_is_stored_goes(path: Path) -> None:
+    """What is stored is gone for good, what came later stays, and new deliveries come after it."""
     with opened(path) as journal:
-        append(journal, *numbered(5))
-        third, _ = journal.read(3)[-1]
-        journal.remove(third)
+        append_each(journal, *numbered(5))
+        store(journal, read(journal, 0, 3)[-1].id)
     with opened(path) as journal:
         append(journal, delivery(b"new"))
         assert bodies(journal) == [b"3", b"4", b"new"]
-        journal.remove(journal.read(10)[-1][0])
-        assert journal.read(10) == []
+        store(journal, read(journal, 0, 10)[-1].id)
+        assert read(journal, 0, 10) == []
+    with opened(path) as journal:
+        assert read(journal, 0, 10) == []
+
+
+def test_read_goes_on_behind_an_id(path: Path) -> None:
+    """A read gives what is behind an id, whether or not what is before it is stored meanwhile."""
+    with opened(path) as journal:
+        append_each(journal, *numbered(5))
+        second = read(journal, 0, 2)[-1].id
+        for stored in (0, second, second + 1):
+            store(journal, stored)
+            assert [record.id for record in read(journal, second, 10)] == [3, 4, 5][max(0, stored - second) :]
+        assert read(journal, 5, 10) == []
 
 
 @pytest.mark.parametrize(
     ("sizes", "limit", "expected"),
-    [([1] * 5, 3, 3), ([1] * 5, 5, 5), ([5 * MIB] * 3, 100, 2), ([9 * MIB, 1], 100, 1), ([1, 9 * MIB, 1], 100, 2)],
+    [([1] * 5, 3, 3), ([1] * 5, 5, 5), ([3 * MIB] * 4, 100, 2), ([9 * MIB, 1], 100, 1), ([1, 9 * MIB, 1], 100, 1)],
 )
 def test_read_is_limited(path: Path, sizes: list[int], limit: int, expected: int) -> None:
-    """A read gives the oldest: at most `limit`, and it ends with the delivery that makes it 8 MiB."""
+    """A read gives the oldest records: of at most `limit` deliveries and 8 MiB together, and at least one."""
     with opened(path) as journal:
-        append(journal, *(delivery(bytes(size)) for size in sizes))
-        found = journal.read(limit)
-        assert [len(one.body) for _, one in found] == sizes[:expected]
-        assert journal.read(limit) == found
+        append_each(journal, *(delivery(bytes(size)) for size in sizes))
+        found = read(journal, 0, limit)
+        assert [len(one.body) for record in found for one in decode(record.data)] == sizes[:expected]
+        assert read(journal, 0, limit) == found
+
+
+def test_record_of_many_deliveries_is_read_as_one(path: Path) -> None:
+    """Deliveries that shared a commit are read together, though they are more than the limit, and nothing with them."""
+    with opened(path) as journal:
+        append_each(journal, *numbered(2))
+        append(journal, *numbered(1000))
+        append(journal, delivery(b""))
+        assert [record.deliveries for record in read(journal, 0, 500)] == [1, 1]
+        assert [record.deliveries for record in read(journal, 2, 500)] == [1000]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "commits"), [([MIB] * 4, 1), ([MIB] * 9, 3), ([5 * MIB, 1, 1], 2), ([1, 5 * MIB, 1], 3)]
+)
+def test_commit_is_limited(path: Path, sizes: list[int], commits: int) -> None:
+    """A commit takes at most 4 MiB of bodies, or one that is larger; what is over shares the next one, in order."""
+    metrics = Metrics()
+    with opened(path, metrics=metrics) as journal:
+        assert append(journal, *(delivery(bytes(size)) for size in sizes)) == [""] * len(sizes)
+        assert sample(metrics, "journal_batch_events_count") == commits
+        found: list[int] = []
+        while batch := read(journal, 0, 10):
+            found += [len(one.body) for record in batch for one in decode(record.data)]
+            store(journal, batch[-1].id)
+        assert found == sizes
 
 
 def test_full_journal_recovers(path: Path) -> None:
@@ -191,7 +218,7 @@ def test_full_journal_recovers(path: Path) -> None:
         assert bodies(journal) == taken
         assert sample(metrics, "journal_events") == len(taken)
         assert sample(metrics, "journal_bytes") <= MIB
-        journal.remove(journal.read(len(taken) // 2)[-1][0])
+        store(journal, read(journal, 0, len(taken) // 2)[-1].id)
         assert append(journal, delivery(b"new")) == [""]
         assert bodies(journal) == [*taken[len(taken) // 2 :], b"new"]
     assert path.stat().st_size <= MIB
@@ -208,7 +235,7 @@ def test_check_tells_whether_the_journal_takes_writes(path: Path) -> None:
         with pytest.raises(NotDurableError, match=FULL):
             asyncio.run(journal.check())
         assert bodies(journal) == taken
-        journal.remove(journal.read(10)[-1][0])
+        store(journal, read(journal, 0, 10)[-1].id)
         asyncio.run(journal.check())
 
 
@@ -218,9 +245,9 @@ def test_full_journal_is_logged_once(path: Path, caplog: pytest.LogCaptureFixtur
         while append(journal, *numbered(1, 64 * KIB)) != [FULL]:
             assert not caplog.records
         for one in numbered(3, 64 * KIB):
-            assert journal.read(1)
+            assert read(journal, 0, 1)
             assert append(journal, one) == [FULL]
-        journal.remove(journal.read(1000)[-1][0])
+        store(journal, read(journal, 0, 1000)[-1].id)
         assert append(journal, *numbered(3)) == ["", "", ""]
     assert [record.message for record in caplog.records] == ["journal down", "journal up again"]
 
@@ -261,7 +288,7 @@ def test_cancelled_waiter_hurts_nobody(path: Path) -> None:
 def open_and_tell(path: str) -> None:
     """Print what comes of opening the journal."""
     try:
-        Journal(Path(path), MIB, Metrics(), threading.Event()).close()
+        Journal(Path(path), MIB, Metrics(), asyncio.Event()).close()
     except JournalError as error:
         sys.stdout.write(str(error))
     else:
@@ -307,7 +334,7 @@ def test_journal_that_cannot_be_opened(path: Path, make: Callable[[Path], Path])
     """What cannot be a journal is refused with its name and the remedy."""
     journal = make(path)
     with pytest.raises(JournalError, match="set `journal` to a file on a local disk") as caught:
-        Journal(journal, MIB, Metrics(), threading.Event())
+        Journal(journal, MIB, Metrics(), asyncio.Event())
     assert str(caught.value).startswith(f"{journal} ")
 
 
@@ -338,8 +365,8 @@ def test_damaged_journal_is_moved_aside(
 def test_damage_that_is_found_while_it_runs(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Damage that is found while the journal is used costs no callback: the new journal takes the delivery at once."""
     with opened(path) as journal:
-        append(journal, *numbered(3000, KIB))
-        journal.remove(journal.read(500)[-1][0])
+        append_each(journal, *numbered(3000, KIB))
+        store(journal, read(journal, 0, 500)[-1].id)
     trunk = int.from_bytes(path.read_bytes()[32:36], "big") - 1  # the first page of the list of free ones
     with path.open("r+b") as file:
         file.seek(trunk * 4096)
@@ -347,13 +374,13 @@ def test_damage_that_is_found_while_it_runs(path: Path, caplog: pytest.LogCaptur
     with opened(path) as journal:
         assert append(journal, *numbered(20, KIB)) == [""] * 20
         assert bodies(journal) == [one.body for one in numbered(20, KIB)]
-        assert len(list(read_file(journal.damaged.get_nowait()))) == 2500
+        assert len(list(Readable(journal.damaged.get()))) == 2500
     assert [record.message for record in caplog.records] == ["journal damaged, moved aside"]
 
 
 def run(journal: Journal, work: Callable[[sqlite3.Connection], Any]) -> Any:
     """What `work` finds with the journal's own connection, which shows what no other one does."""
-    return journal._thread.submit(journal._file._attempt, work).result()  # noqa: SLF001
+    return journal._thread.submit(journal._file._attempt, lambda connection, _: work(connection)).result()  # noqa: SLF001
 
 
 def test_pragmas(path: Path) -> None:
@@ -375,8 +402,8 @@ def test_empty_body_is_synced_too(path: Path) -> None:
         return connection.execute("PRAGMA synchronous").fetchone()[0]
 
     with opened(path) as journal:
-        append(journal, *numbered(2))
-        journal.remove(journal.read(1)[-1][0])
+        append_each(journal, *numbered(2))
+        store(journal, read(journal, 0, 1)[-1].id)
         append(journal, delivery(b""))
         assert run(journal, synchronous) == 2
 
@@ -395,11 +422,11 @@ def test_removal_writes_little(path: Path) -> None:
     """Removing large deliveries needs no space of their size: a disk that they have filled has none."""
     log = Path(f"{path}-wal")
     with opened(path) as journal:
-        append(journal, *numbered(20, MIB))
+        append_each(journal, *numbered(20, MIB))
     with opened(path) as journal:
         assert log.stat().st_size == 0
-        journal.remove(journal.read(5)[-1][0])
-        assert journal.read(1)[0][0] == 6
+        store(journal, read(journal, 0, 5)[-1].id)
+        assert read(journal, 0, 1)[0].id == 6
         assert 0 < log.stat().st_size < 100 * KIB
 
 
@@ -410,20 +437,21 @@ def test_metrics_from_the_start(path: Path) -> None:
     def shown() -> list[float]:
         return [sample(metrics, f"journal_{name}") for name in ("events", "oldest_timestamp_seconds")]
 
-    deliveries = [Delivery("default", float(second), 0.0, b"", bytes(64 * KIB)) for second in (1000, 999, 1001)]
+    deliveries = [Delivery("default", float(second), 0.0, b"", bytes(64 * KIB)) for second in (1000, 999, 1001, 998)]
     with opened(path, metrics=metrics) as journal:
         assert sample(metrics, "journal_events") == 0
         assert math.isnan(sample(metrics, "journal_oldest_timestamp_seconds"))
-        append(journal, *deliveries)
+        append(journal, deliveries[0])
+        append(journal, *deliveries[1:])
     metrics = Metrics()
     with opened(path, metrics=metrics) as journal:
-        assert shown() == [3, 1000]
-        assert 3 * 64 * KIB <= sample(metrics, "journal_bytes") <= 4 * 64 * KIB
-        journal.remove(journal.read(1)[0][0])
-        assert shown() == [2, 999]
+        assert shown() == [4, 1000]
+        assert 4 * 64 * KIB <= sample(metrics, "journal_bytes") <= 5 * 64 * KIB
+        store(journal, read(journal, 0, 1)[0].id)
+        assert shown() == [3, 998]
         append(journal, delivery(b""))
-        assert shown() == [3, 999]
-        journal.remove(journal.read(3)[-1][0])
+        assert shown() == [4, 998]
+        store(journal, read(journal, 0, 10)[-1].id)
         assert sample(metrics, "journal_events") == 0
         assert math.isnan(sample(metrics, "journal_oldest_timestamp_seconds"))
         assert sample(metrics, "journal_bytes") < 64 * KIB

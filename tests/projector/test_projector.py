@@ -17,10 +17,11 @@ from receiver.database.errors import RefusedError
 from receiver.database.migration import REVISION, SchemaError
 from receiver.database.rows import to_row
 from receiver.database.schema import events, quarantine, streams
-from receiver.delivery import NotDurableError
-from receiver.projector.projector import reason_of
+from receiver.projector import feeder
+from receiver.projector.channel import Channel
+from receiver.projector.worker import Worker, reason_of
 from tests.helpers.database import sql
-from tests.helpers.line import NOON, Line, body, delivery, laid, migrate, rows, started
+from tests.helpers.line import NOON, Line, Logs, body, connected, delivery, laid, migrate, rows, started
 from tests.helpers.postgres import PostgreSQL, new_database
 from tests.helpers.receiver import SAMPLES, wait_until
 
@@ -31,7 +32,7 @@ ROOM, JOB = "26f065244f754b3aa853b649a21aaf66", "e87104f76d7546ce8a46ac6b04c49c3
 def line(tmp_path: Path, database_url: str, database: Database) -> Iterator[Line]:
     """A line to a migrated database."""
     database.check_schema()
-    with laid(tmp_path, database_url) as found:
+    with started(tmp_path, database_url) as found:
         yield found
 
 
@@ -84,7 +85,7 @@ def test_official_samples(line: Line, database_url: str, event_type: str) -> Non
     assert rows(database_url, streams) == found
     assert rows(database_url, quarantine) == []
     assert line.outcomes(event_type) == {"stored": 1}
-    assert line.journal.read(1) == []
+    assert line.read() == []
 
 
 NONSENSE = [
@@ -114,7 +115,7 @@ def test_what_is_not_understood_is_kept(line: Line, database_url: str) -> None:
         assert (row["sent_at"].timestamp(), row["received_at"].timestamp()) == (one.sent_at, one.received_at)
     assert [row["digest"] for row in rows(database_url, events)] == [one.digest for one in good]
     assert line.outcomes() == {"quarantined": len(NONSENSE)}
-    assert line.journal.read(1) == []
+    assert line.read() == []
 
 
 def test_stale_deliveries_are_kept_and_not_believed(line: Line, database_url: str) -> None:
@@ -157,23 +158,25 @@ def refuse(url: str, word: str) -> None:
     engine.dispose()
 
 
-def test_refused_row_stands_alone(line: Line, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_row_stands_alone(logs: Logs, database_url: str, tmp_path: Path) -> None:
     """A row that the database refuses goes to quarantine; those of its batch are stored; repeats are repeats."""
+    migrate(database_url)
     refuse(database_url, "refused")
     deliveries = [delivery(body(job_id=job, state="END"), at) for at, job in enumerate(["a", "refused", "b"])]
-    line.put(*deliveries, deliveries[0], delivery(b"nonsense", 3))
-    line.drain()
-    assert [row["job_id"] for row in rows(database_url, events)] == ["a", "b"]
-    assert [row["job_id"] for row in rows(database_url, streams)] == ["a", "b"]
-    kept = [(row["reason"], row["body"], row["digest"]) for row in rows(database_url, quarantine)]
-    assert kept[0] == ("refused", deliveries[1].body, deliveries[1].digest)
-    assert [reason for reason, *_ in kept] == ["refused", "not_json"]
-    assert line.journal.read(1) == []
-    assert line.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": 2, "duplicate": 1}
-    assert line.outcomes() == {"quarantined": 2}
-    assert line.metric("projector_errors_total", reason="refused") == 1
-    assert line.metric("database_up") == 1
-    assert [record.message for record in caplog.records] == ["event refused by the database"]
+    with started(tmp_path, database_url) as line:
+        line.put(*deliveries, deliveries[0], delivery(b"nonsense", 3))
+        line.drain()
+        assert [row["job_id"] for row in rows(database_url, events)] == ["a", "b"]
+        assert [row["job_id"] for row in rows(database_url, streams)] == ["a", "b"]
+        kept = [(row["reason"], row["body"], row["digest"]) for row in rows(database_url, quarantine)]
+        assert kept[0] == ("refused", deliveries[1].body, deliveries[1].digest)
+        assert [reason for reason, *_ in kept] == ["refused", "not_json"]
+        assert line.read() == []
+        assert line.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": 2, "duplicate": 1}
+        assert line.outcomes() == {"quarantined": 2}
+        assert line.metric("projector_errors_total", reason="refused") == 1
+        assert line.metric("database_up") == 1
+    assert logs.outage == ["event refused by the database"]
 
 
 def test_text_that_the_database_cannot_hold(postgresql_server: URL, tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_text_that_the_database_cannot_hold(postgresql_server: URL, tmp_path: Pa
         new_database(postgresql_server, "TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'") as url,
         laid(tmp_path, url) as line,
     ):
-        line.database.migrate()
+        migrate(url)
         for at, title in enumerate(["é", "商品1", "e"]):
             line.put(
                 delivery(
@@ -196,6 +199,7 @@ def test_text_that_the_database_cannot_hold(postgresql_server: URL, tmp_path: Pa
                     at,
                 )
             )
+        line.start()
         line.drain()
         assert [row["shoot_script_title"] for row in rows(url, events)] == ["é", "e"]
         (row,) = rows(url, quarantine)
@@ -221,7 +225,6 @@ def test_missing_table_is_not_the_rows_fault(database: Database, database_url: s
     ("error", "reason"),
     [
         (SchemaError("missing"), "schema"),
-        (NotDurableError("full"), "journal"),
         (OperationalError("", {}, OSError()), "connection"),
         (RuntimeError("?"), "other"),
     ],
@@ -264,7 +267,7 @@ def test_whatever_comes_leaves_the_journal_for_the_database(
     deliveries = [delivery(content, at) for at, content in enumerate(contents)]
     line.put(*deliveries)
     line.drain()
-    assert line.journal.read(1) == []
+    assert line.read() == []
     stored = {row["digest"]: row["body"].encode() for row in rows(database_url, events)}
     stored |= {row["digest"]: row["body"] for row in rows(database_url, quarantine)}
     assert all(stored[one.digest] == one.body for one in deliveries)
@@ -272,11 +275,10 @@ def test_whatever_comes_leaves_the_journal_for_the_database(
 
 
 def test_batches(line: Line, database_url: str) -> None:
-    """A long journal is moved in several steps, in order; the step that finds nothing says so."""
-    line.put(*(delivery(body(state="CONNECTED"), at) for at in range(1001)))
-    assert [line.projector.step() for _ in range(4)] == [500, 500, 1, 0]
+    """A long journal is moved in several transactions, in order."""
+    line.put_each(*(delivery(body(state="CONNECTED"), at) for at in range(1001)))
+    line.drain()
     assert [row["sent_at"] for row in rows(database_url, events)] == [moment(at) for at in range(1001)]
-    assert line.metric("journal_events") == 0
 
 
 def test_crash_between_commit_and_removal(line: Line, database_url: str, tmp_path: Path) -> None:
@@ -284,11 +286,13 @@ def test_crash_between_commit_and_removal(line: Line, database_url: str, tmp_pat
     deliveries = [delivery(body(state=state), at) for at, state in enumerate(["CONNECTED", "END"])]
     deliveries.append(delivery(b"nonsense", 2))
     line.put(*deliveries)
+    (tmp_path / "after the crash").mkdir()
     with laid(tmp_path / "after the crash", database_url) as after:
         after.put(*deliveries)
         line.drain()
         before = [rows(database_url, table) for table in (events, quarantine, streams)]
         after.put(delivery(body(state="CONNECTING"), 3))
+        after.start()
         after.drain()
         assert [row["id"] for row in rows(database_url, events)[:2]] == [row["id"] for row in before[0]]
         assert rows(database_url, events)[:2] == before[0]
@@ -310,13 +314,12 @@ def test_metrics(line: Line) -> None:
         delivery(body("REPLY_COMMAND_FINISH"), 8, endpoint="no longer configured"),
         delivery(b"nonsense", 10),
     )
-    assert line.metric("database_up") == 0
     line.drain()
     assert line.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": 4, "duplicate": 1}
     assert line.outcomes() == {"stored": 1, "quarantined": 1}
     states = ("CONNECTED", "END", "other")
     assert [line.metric("stream_transitions_total", state=state) for state in states] == [2, 0, 2]
-    assert [line.metric("streams", state=state) for state in states] == [2, 0, 2]
+    wait_until(lambda: [line.metric("streams", state=state) for state in states] == [2, 0, 2], "a count of the streams")
     latest = {
         event_type: line.metric("last_event_timestamp_seconds", event_type=event_type)
         for event_type in ("RTMP_STREAM_STATE_CHANGE", "REPLY_COMMAND_FINISH", "SHOOT_SCRIPT_SWITCH", "other")
@@ -349,43 +352,39 @@ def outage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outage]:
                 yield Outage(url, start)
 
 
-def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was said, but for further problems of one outage."""
-    return [record.message for record in caplog.records if record.message != "database still down"]
-
-
-def test_outage_with_several_problems(
-    own_postgresql: PostgreSQL, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_outage_with_several_problems(own_postgresql: PostgreSQL, caplog: pytest.LogCaptureFixture) -> None:
     """Each problem of one outage is said once, so that the last one can be read too, and at most five are."""
-    with new_database(own_postgresql.url) as url, laid(tmp_path, url) as line:
+    with new_database(own_postgresql.url) as url, connected() as (own, its):
+        worker = Worker(Channel(its), url)
         for problem in ("one", "two", "one", *"abcdefgh"):
-            line.projector._report(RuntimeError(problem))  # noqa: SLF001 (no server has that many problems at once)
+            worker._report(RuntimeError(problem))  # noqa: SLF001 (no server has that many problems at once)
         migrate(url)
-        line.projector.step()
+        worker._step()  # noqa: SLF001
+        own.close()
+        worker.run()
     said = [(record.message, vars(record).get("problem")) for record in caplog.records]
     still = [("database still down", f"RuntimeError: {problem}") for problem in ("two", "a", "b", "c")]
     assert said == [("database down", "RuntimeError: one"), *still, ("database up again", None)]
 
 
-def test_outage(outage: Outage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_outage(outage: Outage, tmp_path: Path, logs: Logs) -> None:
     """While the database is away the journal keeps all; one line says that it is away, and one that it is back."""
     with started(tmp_path, outage.url) as line:
         line.put(*(delivery(body(state="CONNECTED"), at) for at in range(10)))
         wait_until(lambda: line.metric("projector_errors_total", reason="connection") >= 3, "attempts")
-        assert line.metric("journal_events") == len(line.journal.read(100)) == 10
+        assert line.metric("journal_events") == len(line.read()) == 10
         assert line.metric("database_up") == 0
-        assert messages(caplog) == ["database down"]
+        assert logs.outage == ["database down"]
         outage.end()
         wait_until(lambda: line.metric("database_up") == 1, "the database's return")
-        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+        line.drain()
         assert len(rows(outage.url, events)) == 10
         assert line.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": 10}
         assert line.metric("projector_errors_total", reason="refused") == 0
-    assert messages(caplog) == ["database down", "database up again"]
+    assert logs.outage == ["database down", "database up again"]
 
 
-def test_connection_that_breaks(own_postgresql: PostgreSQL, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_connection_that_breaks(own_postgresql: PostgreSQL, tmp_path: Path, logs: Logs) -> None:
     """When PostgreSQL goes away under an open connection nothing is lost, and nothing needs a restart."""
     with new_database(own_postgresql.url) as url:
         migrate(url)
@@ -396,17 +395,17 @@ def test_connection_that_breaks(own_postgresql: PostgreSQL, tmp_path: Path, capl
                 line.put(delivery(body(state="END"), 1))
                 wait_until(lambda: line.metric("database_up") == 0, "an attempt")
                 assert line.metric("projector_errors_total", reason="connection") >= 1
-            wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+            line.drain()
             wait_until(lambda: line.metric("database_up") == 1, "the database's return")
             assert [row["state"] for row in rows(url, events)] == ["CONNECTED", "END"]
-    assert messages(caplog) == ["database down", "database up again"]
+    assert logs.outage == ["database down", "database up again"]
 
 
 def test_connection_that_broke_while_idle(own_postgresql: PostgreSQL, tmp_path: Path) -> None:
     """A restart of PostgreSQL between two deliveries goes unnoticed."""
     with new_database(own_postgresql.url) as url:
         migrate(url)
-        with laid(tmp_path, url) as line:
+        with started(tmp_path, url) as line:
             for at in range(2):
                 line.put(delivery(body(state="CONNECTED"), at))
                 line.drain()
@@ -415,17 +414,17 @@ def test_connection_that_broke_while_idle(own_postgresql: PostgreSQL, tmp_path: 
         assert len(rows(url, events)) == 2
 
 
-def test_schema_that_is_made_late(postgresql_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_schema_that_is_made_late(postgresql_url: str, tmp_path: Path, logs: Logs) -> None:
     """A server without the tables is waited for, saying what to run; once they are there all goes on by itself."""
     with started(tmp_path, postgresql_url) as line:
         line.put(delivery(body(state="CONNECTED")))
         wait_until(lambda: line.metric("projector_errors_total", reason="schema") >= 2, "attempts")
         assert line.metric("journal_events") == 1
         assert line.metric("database_up") == 0
-        (record,) = caplog.records
-        assert "run `receiver migrate`" in vars(record)["problem"]
+        (line_of_log,) = logs.worker
+        assert "run `receiver migrate`" in line_of_log["problem"]
         migrate(postgresql_url)
-        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+        line.drain()
         wait_until(lambda: line.metric("database_up") == 1, "the database's return")
         assert len(rows(postgresql_url, events)) == 1
 
@@ -436,7 +435,7 @@ def test_sqlite_gets_its_schema(tmp_path: Path) -> None:
     with started(tmp_path, url) as line:
         for at, state in enumerate(["CONNECTED", "END"]):
             line.put(delivery(body(state=state), at))
-            wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+            line.drain()
             assert [row["state"] for row in rows(url, events)] == [state]
             empty(url)
 
@@ -446,12 +445,12 @@ def test_database_that_is_replaced(postgresql_url: str, tmp_path: Path) -> None:
     migrate(postgresql_url)
     with started(tmp_path, postgresql_url) as line:
         line.put(delivery(body(state="CONNECTED")))
-        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+        line.drain()
         empty(postgresql_url)
         line.put(delivery(body(state="END"), 1))
         wait_until(lambda: line.metric("projector_errors_total", reason="schema") >= 1, "an attempt")
         migrate(postgresql_url)
-        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+        line.drain()
         assert [row["state"] for row in rows(postgresql_url, events)] == ["END"]
         assert rows(postgresql_url, quarantine) == []
 
@@ -461,7 +460,7 @@ def test_schema_that_changes_meanwhile(database_url: str, tmp_path: Path) -> Non
     migrate(database_url)
     with started(tmp_path, database_url) as line:
         line.put(delivery(body(state="CONNECTED")))
-        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+        line.drain()
         sql(database_url, "UPDATE alembic_version SET version_num = '9999'")
         refuse(database_url, "refused")
         line.put(delivery(body(state="END"), 1), delivery(body(job_id="refused", state="END"), 2))
@@ -470,38 +469,38 @@ def test_schema_that_changes_meanwhile(database_url: str, tmp_path: Path) -> Non
         assert [row["state"] for row in rows(database_url, events)] == ["CONNECTED"]
         assert rows(database_url, quarantine) == []
         sql(database_url, f"UPDATE alembic_version SET version_num = '{REVISION}'")
-        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
+        line.drain()
         assert len(rows(database_url, events)) == 2
         assert [row["reason"] for row in rows(database_url, quarantine)] == ["refused"]
 
 
 def test_new_deliveries_wake_the_projector(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     """A delivery is moved when it comes, not when it is time to look again."""
-    monkeypatch.setattr("receiver.projector.projector._COUNT_STREAMS_EVERY", 3600)
-    line.projector.start()
+    monkeypatch.setattr(feeder, "_TIDY_EVERY", 3600)
     for at in range(3):
         line.put(delivery(body(state="CONNECTED"), at))
-        wait_until(lambda: line.metric("journal_events") == 0, "an empty journal")
-    line.projector.stop(60)
+        line.drain()
 
 
-def test_stop_drains_the_journal(line: Line, database_url: str) -> None:
+def test_stop_drains_the_journal(tmp_path: Path, database_url: str) -> None:
     """What is in the journal at a stop is moved within the grace."""
-    line.put(*(delivery(body(state="CONNECTED"), at) for at in range(1001)))
-    line.projector.start()
-    line.projector.stop(60)
-    assert len(rows(database_url, events)) == 1001
-    assert line.journal.read(1) == []
+    migrate(database_url)
+    with laid(tmp_path, database_url) as line:
+        line.put(*(delivery(body(state="CONNECTED"), at) for at in range(1001)))
+        line.start()
+        line.stop(60)
+        assert len(rows(database_url, events)) == 1001
+        assert line.read() == []
 
 
 def test_stop_during_an_outage(outage: Outage, tmp_path: Path) -> None:
     """A stop does not wait for a database that is away: the journal keeps all for the next start."""
     with laid(tmp_path, outage.url) as line:
         line.put(delivery(body(state="CONNECTED")))
-        line.projector.start()
-        line.projector.stop(3600)
-        assert len(line.journal.read(10)) == 1
+        line.start()
+        line.stop(3600)
+        assert len(line.read()) == 1
     outage.end()
-    with laid(tmp_path, outage.url) as line:
+    with started(tmp_path, outage.url) as line:
         line.drain()
         assert len(rows(outage.url, events)) == 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
+import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,21 @@ import pytest
 from click.testing import CliRunner, Result
 
 from receiver.cli import main
+from receiver.database.database import Database
 from receiver.database.schema import events, quarantine
 from receiver.delivery import Delivery
 from receiver.journal.damaged import unrecovered
+from receiver.journal.record import encode
 from receiver.projector import recovery
+from receiver.projector.channel import Channel
+from receiver.projector.messages import Kind, frame, in_json
+from receiver.projector.recovery import recover_all
 from receiver.projector.store import Store
+from receiver.projector.worker import Worker
 from tests.helpers.database import sql
 from tests.helpers.journal import run_in_child
-from tests.helpers.line import Line, body, delivery, laid, migrate, rows, started
+from tests.helpers.line import Logs, body, connected, delivery, laid, migrate, rows, started
+from tests.helpers.load import awaits_lock, held
 from tests.helpers.receiver import wait_until
 
 COUNT = 250  # of which one is damaged: three batches
@@ -35,10 +43,10 @@ def damage(folder: Path, url: str) -> Path:
     """A journal of which the first row is damaged, and a database; returns the journal's path."""
     migrate(url)
     with laid(folder, url) as line:
-        line.put(*numbered(0, COUNT))
+        line.put_each(*numbered(0, COUNT))
     path = folder / "journal.db"
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE inbox SET received_at = -1 WHERE id = 1")
+        connection.execute("UPDATE records SET oldest = 0 WHERE id = 1")
     return path
 
 
@@ -58,24 +66,23 @@ def wait_for_recovery(journal: Path) -> Path:
     return found
 
 
-def test_damaged_journal_is_recovered(database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_journal_is_recovered(database_url: str, tmp_path: Path, logs: Logs) -> None:
     """What can be read of a damaged journal, its WAL included, is stored and counted; two lines and a name say so."""
     journal = damage(tmp_path, database_url)
     with laid(tmp_path, database_url) as line:
         line.put(*numbered(COUNT, COUNT + 5))  # into the WAL
-        line.projector.start()
+        line.start()
         recovered = wait_for_recovery(journal)
-        line.projector.stop(60)
+        line.stop()
         assert line.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": COUNT + 4}
+        assert line.metric("events_restored_total") == 0
     assert stored(database_url) == jobs(1, COUNT + 5)
     assert rows(database_url, quarantine) == []
-    moved, done = caplog.records
-    damaged = Path(vars(moved)["moved_to"])
-    assert (moved.message, moved.levelname) == ("journal damaged, moved aside", "ERROR")
-    assert damaged.name.startswith("journal.db.damaged-2")
-    assert (done.message, vars(done)["moved_to"]) == ("damaged journal recovered", str(recovered))
-    assert (vars(done)["read"], vars(done)["stored"]) == (COUNT + 4, COUNT + 4)
-    kept = damaged.name.replace("damaged", "recovered")
+    assert logs.own == ["journal damaged, moved aside"]
+    (done,) = logs.worker
+    assert (done["event"], done["moved_to"]) == ("damaged journal recovered", str(recovered))
+    assert [done[name] for name in ("read", "stored", "rows_lost")] == [COUNT + 4, COUNT + 4, 1]
+    kept = recovered.name
     assert {one.name for one in tmp_path.glob("journal.db.*")} == {kept, f"{kept}-wal"}
 
 
@@ -95,9 +102,11 @@ def die_at_step(folder: str, url: str, step: str) -> None:
         line.put(*numbered(COUNT, COUNT + 5))
         setattr(Path, "rename", or_die(Path.rename))  # noqa: B010 (mypy: a method)
         setattr(Store, "store", or_die(Store.store))  # noqa: B010 (mypy: a method)
-        line.projector.start()
-        wait_for_recovery(Path(folder, "journal.db"))
-        line.projector.stop(60)
+        line.read()
+        # As the worker does.
+        recovery = recover_all(line.journal.damaged, Store(Database(url)), lambda _: None)
+        while next(recovery):
+            pass
         os._exit(next(steps))
 
 
@@ -123,67 +132,81 @@ def test_steps_are_all(tmp_path: Path) -> None:
     assert run_in_child(die_at_step, str(tmp_path), url, "99")[0] == len(STEPS)
 
 
+def test_worker_that_is_killed(postgresql_url: str, tmp_path: Path) -> None:
+    """A worker that is killed in the middle of a recovery is followed by one that begins it again."""
+    journal = damage(tmp_path, postgresql_url)
+    with held(postgresql_url), laid(tmp_path, postgresql_url) as line:
+        assert line.read() == []
+        line.start()
+        wait_until(lambda: awaits_lock(postgresql_url), "a batch on its way")
+        os.kill(line.worker, signal.SIGKILL)
+        wait_until(lambda: line.metric("projector_restarts_total") == 1, "a restart")
+        assert unrecovered(journal)
+    with started(tmp_path, postgresql_url):
+        wait_for_recovery(journal)
+    assert stored(postgresql_url) == jobs(1, COUNT)
+
+
 @pytest.fixture
-def line(database_url: str, tmp_path: Path) -> Iterator[Line]:
-    """A line whose journal was damaged and is moved aside, and not recovered yet."""
-    damage(tmp_path, database_url)
-    with laid(tmp_path, database_url) as found:
-        assert found.projector.step() == 0
-        yield found
+def moved(database_url: str, tmp_path: Path) -> Path:
+    """A damaged journal that is moved aside, and not recovered yet; returns the journal's path."""
+    journal = damage(tmp_path, database_url)
+    with laid(tmp_path, database_url) as line:
+        assert line.read() == []
+    assert len(unrecovered(journal)) == 1
+    return journal
 
 
-def test_callbacks_go_on_beside_it(line: Line, database_url: str) -> None:
+def test_callbacks_go_on_beside_it(moved: Path, database_url: str) -> None:
     """While a damaged journal is recovered deliveries are taken, and stored before the rest of it."""
-    beside = line.projector._recovery  # noqa: SLF001 (a step of it alone)
-    for at in range(COUNT, COUNT + 3):
-        assert next(beside)
-        line.put(*numbered(at, at + 1))
-        assert line.projector.step() == 1
-    assert not next(beside)
+    with connected() as (own, its), closing(own):
+        own.sendall(frame(Kind.DAMAGED, in_json(str(unrecovered(moved)[0]))))
+        worker = Worker(Channel(its), database_url)
+        worker._step()  # noqa: SLF001 (a step alone)
+        for at in range(COUNT, COUNT + 3):
+            own.sendall(frame(Kind.BATCH, encode(numbered(at, at + 1))))
+            worker._step()  # noqa: SLF001
+        own.close()
+        worker.run()
     by_id = [row["job_id"] for row in sql(database_url, "SELECT job_id FROM events ORDER BY id")]
     first, second = by_id.index(f"job-{COUNT}"), by_id.index(f"job-{COUNT + 1}")
     assert (first, second) == (100, 201)
     assert stored(database_url) == jobs(1, COUNT + 3)
 
 
-def test_end_in_the_middle(database_url: str, tmp_path: Path) -> None:
+def test_end_in_the_middle(moved: Path, database_url: str, tmp_path: Path) -> None:
     """A stop does not wait for a recovery: the next start begins it again, and what is there already stays once."""
-    damage(tmp_path, database_url)
-    with laid(tmp_path, database_url) as line:
-        assert line.projector.step() == 0
-        assert next(line.projector._recovery)  # noqa: SLF001 (a step of it alone)
-        line.put(*numbered(COUNT, COUNT + 1))
-        # Before it starts, so that there is no race.
-        line.projector._stop_at = math.inf  # noqa: SLF001
-        line.projector._stopping.set()  # noqa: SLF001
-        line.projector.start()
-        line.projector.stop(60)
-        assert line.journal.read(1) == []
-        assert len(unrecovered(tmp_path / "journal.db")) == 1
+    with connected() as (own, its):
+        own.sendall(frame(Kind.DAMAGED, in_json(str(unrecovered(moved)[0]))))
+        worker = Worker(Channel(its), database_url)
+        worker._step()  # noqa: SLF001 (a step alone)
+        own.close()
+        worker.run()
+    assert stored(database_url) == jobs(1, 101)
+    assert len(unrecovered(moved)) == 1
     with started(tmp_path, database_url):
-        wait_for_recovery(tmp_path / "journal.db")
-    assert stored(database_url) == jobs(1, COUNT + 1)
+        wait_for_recovery(moved)
+    assert stored(database_url) == jobs(1, COUNT)
 
 
-def test_database_that_is_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_database_that_is_away(tmp_path: Path, logs: Logs) -> None:
     """A recovery waits for the database, as all else does, and callbacks are taken meanwhile."""
     there, link = tmp_path / "receiver.db", tmp_path / "link.db"
     damage(tmp_path, f"sqlite:///{there}")
     link.symlink_to(tmp_path)  # a directory, where no database can be
     (tmp_path / "new link").symlink_to(there)
     with laid(tmp_path, f"sqlite:///{link}") as line:
-        assert line.journal.read(1) == []
-        line.projector.start()
+        assert line.read() == []
+        line.start()
         wait_until(lambda: line.metric("projector_errors_total", reason="connection") >= 2, "attempts")
         line.put(*numbered(COUNT, COUNT + 1))
         assert len(unrecovered(tmp_path / "journal.db")) == 1
         (tmp_path / "new link").replace(link)
         wait_for_recovery(tmp_path / "journal.db")
-        line.projector.stop(60)
+        line.stop()
     assert stored(f"sqlite:///{there}") == jobs(1, COUNT + 1)
-    said = [record.message for record in caplog.records if record.message != "database still down"]
-    wanted = ["journal damaged, moved aside", "database down", "database up again", "damaged journal recovered"]
-    assert said == wanted
+    assert logs.own == ["journal damaged, moved aside"]
+    assert logs.outage == ["database down", "database up again", "damaged journal recovered"]
 
 
 def test_problem_of_the_recovery_alone(
@@ -202,14 +225,22 @@ def test_problem_of_the_recovery_alone(
         "CREATE TRIGGER no_space BEFORE INSERT ON events FOR EACH ROW WHEN (NEW.job_id = 'job-150') "
         "EXECUTE FUNCTION no_space()",
     )
-    with started(tmp_path, postgresql_url) as line:
+    path = tmp_path / "journal.db"
+    with laid(tmp_path, postgresql_url) as line:
+        assert line.read() == []
+    with connected() as (own, its):
+        # In a thread, so that the pause can be set.
+        worker = threading.Thread(target=Worker(Channel(its), postgresql_url).run)
+        worker.start()
+        own.sendall(frame(Kind.DAMAGED, in_json(str(unrecovered(path)[0]))))
         wait_until(lambda: len(stored(postgresql_url)) == 100, "the first batch")
         for at in range(COUNT, COUNT + 3):
-            line.put(*numbered(at, at + 1))
+            own.sendall(frame(Kind.BATCH, encode(numbered(at, at + 1))))
             wait_until(lambda at=at: f"job-{at}" in stored(postgresql_url), "what comes meanwhile")  # type: ignore[misc]
         sql(postgresql_url, "DROP TRIGGER no_space ON events")
-        wait_for_recovery(tmp_path / "journal.db")
-        assert line.metric("database_up") == 1
+        wait_for_recovery(path)
+        own.close()
+        worker.join()
     assert stored(postgresql_url) == jobs(1, COUNT + 3)
     said = [record.message for record in caplog.records]
     assert list(dict.fromkeys(said)) == [
@@ -220,7 +251,7 @@ def test_problem_of_the_recovery_alone(
     assert [vars(caplog.records[-1])[name] for name in ("read", "stored")] == [COUNT - 1, COUNT - 1 - 100]
 
 
-def test_file_that_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_file_that_cannot_be_read(tmp_path: Path, logs: Logs) -> None:
     """What cannot be read at all is said once, keeps its name, and stands in the way of no other."""
     url = f"sqlite:///{tmp_path}/receiver.db"
     journal = damage(tmp_path, url)
@@ -231,8 +262,8 @@ def test_file_that_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert unrecovered(journal) == [nonsense]
     assert stored(url) == jobs(1, COUNT)
     assert nonsense.read_bytes() == b"nonsense" * 1000
-    (said,) = [record for record in caplog.records if record.message == "damaged journal cannot be read"]
-    assert (said.levelname, vars(said)["journal"]) == ("ERROR", str(nonsense))
+    (said,) = [one for one in logs.worker if one["event"] == "damaged journal cannot be read"]
+    assert (said["level"], said["journal"]) == ("error", str(nonsense))
 
 
 def recover(folder: Path, url: str, file: Path) -> Result:
@@ -240,17 +271,25 @@ def recover(folder: Path, url: str, file: Path) -> Result:
     return CliRunner().invoke(main, ["recover", str(file)], env=environ | {"RECEIVER_CONFIG": os.devnull})
 
 
-def test_command(line: Line, database_url: str, tmp_path: Path) -> None:
+def test_command(moved: Path, database_url: str, tmp_path: Path) -> None:
     """`receiver recover` works beside a receiver, again and again, and leaves the file as it is."""
-    (damaged,) = unrecovered(tmp_path / "journal.db")
-    before = {one.name: one.read_bytes() for one in tmp_path.glob(f"{damaged.name}*")}
-    line.put(*numbered(COUNT, COUNT + 1))
-    for new in (COUNT - 1, 0):
-        result = recover(tmp_path, database_url, damaged)
-        assert result.exit_code == 0
-        assert result.output == f"Read {COUNT - 1} deliveries, of which {new} were not there yet.\n"
-    assert {one.name: one.read_bytes() for one in tmp_path.glob(f"{damaged.name}*")} == before
-    assert line.projector.step() == 1
+    (damaged,) = unrecovered(moved)
+    aside = tmp_path / "aside.db"  # where the receiver does not look
+    before = {}
+    for suffix in ("", "-wal"):
+        before[f"aside.db{suffix}"] = Path(f"{damaged}{suffix}").read_bytes()
+        Path(f"{aside}{suffix}").write_bytes(before[f"aside.db{suffix}"])
+    damaged.rename(tmp_path / "elsewhere.db")
+    with started(tmp_path, database_url) as line:
+        for new in (COUNT - 1, 0):
+            result = recover(tmp_path, database_url, aside)
+            assert result.exit_code == 0
+            assert result.output == (
+                f"Read {COUNT - 1} deliveries, of which {new} were not there yet. Rows that cannot be read: 1.\n"
+            )
+        assert {one.name: one.read_bytes() for one in tmp_path.glob("aside.db*")} == before
+        line.put(*numbered(COUNT, COUNT + 1))
+        line.drain()
     assert stored(database_url) == jobs(1, COUNT + 1)
 
 
@@ -278,7 +317,7 @@ def test_command_that_cannot(tmp_path: Path) -> None:
         for file, problem in {
             tmp_path / "journal.db": "is the receiver's own journal",
             tmp_path / "nonsense": "cannot be read: file is not a database",
-            tmp_path / "receiver.db": "cannot be read: no such table: inbox",
+            tmp_path / "receiver.db": "cannot be read: it is no journal",
         }.items():
             result = recover(tmp_path, url, file)
             assert (result.exit_code, result.output.count("\n")) == (1, 1)

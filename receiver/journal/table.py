@@ -1,0 +1,157 @@
+"""The journal's tables: records, whose ids have no gaps, and the id up to which all is stored in the database.
+
+What is stored may stay for a while: such records are *kept*, all others *wait*. Functions that write return the fill
+as it is after the COMMIT.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from receiver.delivery import Delivery
+from receiver.journal.record import DamagedError, Record, from_row, to_record
+
+SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS records (
+    id INTEGER PRIMARY KEY, deliveries INTEGER NOT NULL, oldest REAL NOT NULL, crc INTEGER NOT NULL,
+    data BLOB NOT NULL)""",
+    "CREATE TABLE IF NOT EXISTS position (one INTEGER PRIMARY KEY, stored INTEGER NOT NULL, crc INTEGER NOT NULL)",
+)
+SELECT_AFTER = "SELECT id, deliveries, oldest, crc, data FROM records WHERE id > ? ORDER BY id LIMIT ?"
+_INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?)"
+_INSERT_BYTES = "INSERT INTO records VALUES (?, 0, 0, 0, zeroblob(?))"
+_SUMS = "SELECT count(*), sum(deliveries), sum(length(data)) FROM records WHERE id > ? AND id <= ?"
+_LARGEST_READ_BYTES = 8 * 2**20
+_PARTS = 16
+
+
+class Fill(NamedTuple):
+    """What the file holds: the ids from `first` to `last`, of which those up to `stored` are kept and the rest wait.
+
+    `deliveries` and `waiting_bytes` are those that wait, `oldest` is the time of the first of them.
+    """
+
+    first: int
+    stored: int
+    last: int
+    deliveries: int
+    waiting_bytes: int
+    kept_bytes: int
+    oldest: float | None
+
+
+def load(connection: sqlite3.Connection, known: Fill | None) -> Fill:
+    """The fill of a file, which must hold all that is `known` of it from before; raises `DamagedError`."""
+    # Apart, because SQLite looks up a min or a max alone, and scans the table for both.
+    (first,) = connection.execute("SELECT min(id) FROM records").fetchone()
+    (last,) = connection.execute("SELECT max(id) FROM records").fetchone()
+    stored = _position(connection)
+    if first is None:
+        first, last = (stored or 0) + 1, stored or 0
+    if stored is None:  # damaged: all is offered to the database again
+        stored = first - 1
+    if not first - 1 <= stored <= last or (known is not None and last < known.last):
+        raise DamagedError("rows are missing")
+    _, kept_bytes = _sums(connection, first - 1, stored)
+    deliveries, waiting_bytes = _sums(connection, stored, last)
+    return Fill(first, stored, last, deliveries, waiting_bytes, kept_bytes, _oldest(connection, stored))
+
+
+def begin(connection: sqlite3.Connection, last: int) -> None:
+    """Let a new file's ids begin behind `last`."""
+    _set_position(connection, last)
+
+
+def insert(connection: sqlite3.Connection, fill: Fill, deliveries: Sequence[Delivery]) -> Fill:
+    """Add a record."""
+    record = to_record(fill.last + 1, deliveries)
+    connection.execute(_INSERT, record)
+    return fill._replace(
+        last=record.id,
+        deliveries=fill.deliveries + len(deliveries),
+        waiting_bytes=fill.waiting_bytes + len(record.data),
+        oldest=record.oldest if fill.oldest is None else fill.oldest,
+    )
+
+
+def try_insert(connection: sqlite3.Connection, fill: Fill, size: int) -> Fill:
+    """Add a row of this size and remove it."""
+    connection.execute(_INSERT_BYTES, (fill.last + 1, size))
+    connection.execute("DELETE FROM records WHERE id = ?", (fill.last + 1,))
+    return fill
+
+
+def store(connection: sqlite3.Connection, fill: Fill, up_to: int) -> Fill:
+    """Note that all up to an id is stored."""
+    deliveries, size = _sums(connection, fill.stored, up_to)
+    _set_position(connection, up_to)
+    return fill._replace(
+        stored=up_to,
+        deliveries=fill.deliveries - deliveries,
+        waiting_bytes=fill.waiting_bytes - size,
+        kept_bytes=fill.kept_bytes + size,
+        oldest=_oldest(connection, up_to),
+    )
+
+
+def remove(connection: sqlite3.Connection, fill: Fill, up_to: int) -> Fill:
+    """Remove records that are kept, up to an id."""
+    _, size = _sums(connection, fill.first - 1, up_to)
+    connection.execute("DELETE FROM records WHERE id <= ?", (up_to,))
+    return fill._replace(first=up_to + 1, kept_bytes=fill.kept_bytes - size)
+
+
+def remove_part(connection: sqlite3.Connection, fill: Fill) -> Fill:
+    """Remove the oldest sixteenth of what is kept, and at least one record."""
+    return remove(connection, fill, fill.first + (fill.stored - fill.first) // _PARTS)
+
+
+def read(connection: sqlite3.Connection, after: int, last: int, limit: int) -> list[Record]:
+    """The records behind the id `after`, none behind `last`: of at most `limit` deliveries and 8 MiB, or one."""
+    found: list[Record] = []
+    count = size = 0
+    try:
+        for row in connection.execute(SELECT_AFTER, (after, last - after)):
+            record = from_row(row)
+            if record.id != after + len(found) + 1:
+                raise DamagedError("rows are missing")
+            count += record.deliveries
+            size += len(record.data)
+            if found and (count > limit or size > _LARGEST_READ_BYTES):
+                return found
+            found.append(record)
+    except MemoryError as error:
+        raise DamagedError("a row has an impossible size") from error
+    if len(found) != last - after:
+        raise DamagedError("the last rows are missing")
+    return found
+
+
+def _sums(connection: sqlite3.Connection, after: int, up_to: int) -> tuple[int, int]:
+    """How many deliveries and bytes the records in a range are, all of which must be there."""
+    rows, deliveries, size = connection.execute(_SUMS, (after, up_to)).fetchone()
+    if rows != up_to - after or not isinstance(deliveries or 0, int):
+        raise DamagedError("rows are missing")
+    return deliveries or 0, size or 0
+
+
+def _oldest(connection: sqlite3.Connection, after: int) -> float | None:
+    row = connection.execute("SELECT oldest FROM records WHERE id > ? ORDER BY id LIMIT 1", (after,)).fetchone()
+    return row[0] if row and isinstance(row[0], float) else None  # damaged, which `read` will find
+
+
+def _position(connection: sqlite3.Connection) -> int | None:
+    row = connection.execute("SELECT stored, crc FROM position WHERE one = 1").fetchone()
+    return row[0] if row and isinstance(row[0], int) and row[1] == _checksum(row[0]) else None
+
+
+def _set_position(connection: sqlite3.Connection, stored: int) -> None:
+    connection.execute("INSERT OR REPLACE INTO position VALUES (1, ?, ?)", (stored, _checksum(stored)))
+
+
+def _checksum(stored: int) -> int:
+    return zlib.crc32(struct.pack("<q", stored))

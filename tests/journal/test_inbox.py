@@ -1,0 +1,130 @@
+"""A journal of version 0.1, which had a row a delivery."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.delivery import Delivery
+from receiver.journal import inbox, table
+from receiver.journal.recovery import Readable
+from receiver.metrics import Metrics
+from tests.helpers.journal import (
+    DELIVERIES,
+    append,
+    delivery,
+    make_inbox,
+    numbered,
+    opened,
+    read,
+    run_in_child,
+    sample,
+    store,
+    waiting,
+)
+
+MIB = 2**20
+COUNT = 4500
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "var/journal.db"
+
+
+def tables(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+@pytest.mark.parametrize("first_id", [1, 4711])
+def test_it_is_taken_over(path: Path, first_id: int) -> None:
+    """What waits in it waits on, equal to the last bit and in order, before what comes then; the old table is gone."""
+    old = [*DELIVERIES, *numbered(COUNT)]
+    make_inbox(path, old, first_id)
+    metrics = Metrics()
+    with opened(path, metrics=metrics) as journal:
+        assert sample(metrics, "journal_events") == len(old)
+        append(journal, delivery(b"new"))
+        assert waiting(journal) == [*old, delivery(b"new")]
+    assert tables(path) == {"records", "position"}
+
+
+def test_empty_one_is_taken_over(path: Path) -> None:
+    """One that holds nothing is a new journal."""
+    make_inbox(path, [])
+    with opened(path) as journal:
+        assert waiting(journal) == []
+        assert append(journal, delivery(b"new")) == [""]
+    assert tables(path) == {"records", "position"}
+
+
+def die_in_chunk(path: str, chunk: str) -> None:
+    """Die in the middle of a chunk."""
+    left = iter(range(int(chunk), -1, -1))
+    insert = table.insert
+
+    def insert_or_die(*arguments: Any) -> Any:
+        result = insert(*arguments)
+        if next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(inbox, "insert", insert_or_die)  # noqa: B010 (mypy: not exported)
+    with opened(Path(path)):
+        pass
+
+
+def test_death_on_the_way(path: Path) -> None:
+    """A process that is killed while it takes a journal over, again and again, loses nothing and no order."""
+    make_inbox(path, numbered(COUNT))
+    for chunk in (0, 1, 2, 0, 1):
+        assert run_in_child(die_in_chunk, str(path), str(chunk))[0] == -signal.SIGKILL
+    assert tables(path) == {"inbox", "records", "position"}
+    assert sorted(int(one.body) for one in Readable(path)) == list(range(COUNT))
+    with opened(path) as journal:
+        assert waiting(journal) == numbered(COUNT)
+
+
+def test_full_one_is_taken_over(path: Path) -> None:
+    """One that has reached the largest size is taken over within it, but for the two new tables' first pages."""
+    old = numbered(600, 64 * 2**10)
+    make_inbox(path, old)
+    with closing(sqlite3.connect(path)) as connection:  # bring the WAL into the file
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    size = path.stat().st_size
+    with opened(path, size) as journal:
+        found: list[Delivery] = []
+        while batch := waiting(journal, 50):
+            found += batch
+            store(journal, read(journal, 0, 50)[-1].id)
+        assert found == old
+    assert path.stat().st_size <= size + 2 * 4096
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["received_at = 1e300", "sent_at = -1", "sent_at = 'x'", "endpoint = CAST(X'66ff' AS TEXT)", "body = 'text'"],
+)
+def test_damaged_one(path: Path, change: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A row that was never written costs nothing but itself: the file is moved aside, and the rest can be recovered."""
+    make_inbox(path, numbered(20))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE inbox SET {change} WHERE id = 5")
+    with opened(path) as journal:
+        source = Readable(journal.damaged.get())
+        assert bodies(list(source)) == bodies([one for number, one in enumerate(numbered(20), 1) if number != 5])
+        assert source.lost == 1
+        assert append(journal, delivery(b"new")) == [""]
+    assert [record.message for record in caplog.records] == ["journal damaged, moved aside"]
+
+
+def bodies(deliveries: Sequence[Delivery]) -> list[bytes]:
+    return [one.body for one in deliveries]
