@@ -11,6 +11,7 @@ import asyncio
 import math
 from enum import Enum
 from functools import partial
+from typing import cast
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -45,6 +46,33 @@ class State(Enum):
         self.share = share
 
 
+class _AnswerTransport:
+    """The transport as uvicorn writes an answer to it: the head waits for the body, so that both go out as one."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, with the head before it; a head itself waits. `100 Continue` is one by itself."""
+        if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100 "):
+            self._head = data
+        else:
+            self._transport.write(self._head + data)
+            self._head = b""
+
+    def flush(self) -> None:
+        """Send a head that no body follows, as in the answer to HEAD."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Close once everything is sent."""
+        self.flush()
+        self._transport.close()
+
+
 class _RefusedError(Exception):
     """The request is malformed or too large."""
 
@@ -74,6 +102,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._unparsed_bytes = 0  # received since the last whole header, piece of a body, or request
         self._under_way: RequestResponseCycle | None = None  # the request that the application has
+        self._answer_transport: _AnswerTransport
         self._extensions = {"accepted": partial(limiter.authenticate, self)}  # for the application to call
 
     # For the limiter and the server.
@@ -123,6 +152,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
         """Wait for the first header, in what is left of its time."""
         super().connection_made(transport)
+        self._answer_transport = _AnswerTransport(transport)
         self.state = State.HEAD
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -205,6 +235,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._under_way = cycle
+        cycle.transport = cast("asyncio.Transport", self._answer_transport)
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
@@ -222,6 +253,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or wait for one."""
+        self._answer_transport.flush()
         if self.transport.is_closing():
             self._wait_for(State.CLOSING)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -314,6 +315,22 @@ def test_without_a_certificate_it_speaks_plain_http(tmp_path: Path) -> None:
     with running(tmp_path, tls=False) as plain:
         assert plain.post(SAMPLE).status == 200
         assert "plain HTTP" in (tmp_path / "serve.out").read_text()
+
+
+def test_an_answer_is_one_write(tmp_path: Path) -> None:
+    """The head and the body of an answer leave in one system call, on both listeners, also where no body follows."""
+    trace = tmp_path / "trace"
+    with running(tmp_path, tls=False) as receiver:
+        command = ["strace", "-f", "-p", str(receiver.process.pid), "-s", "1000", "-o", str(trace)]
+        with subprocess.Popen([*command, "-e", "trace=write,writev,sendto,sendmsg"], stderr=subprocess.PIPE) as tracer:
+            assert tracer.stderr is not None
+            assert b"attached" in tracer.stderr.readline()
+            assert receiver.post(SAMPLE).status == 200
+            assert receiver.operations("/healthz").status == 200
+            assert receiver.request("HEAD", "/healthz").status == 200
+            tracer.terminate()
+    answers = [line for line in trace.read_text().splitlines() if "HTTP/1.1 200" in line]
+    assert ['{\\"status\\":' in line for line in answers] == [True, True, False]
 
 
 def test_several_endpoints(tmp_path: Path) -> None:
