@@ -1,4 +1,7 @@
-"""Processes for the benchmarks: each server on one core, each load generator on another where there are two."""
+"""Processes for the benchmarks, on all cores as users run them, or pinned with BENCH_PINNED=1.
+
+Pinned, each server has one core, and each load generator another where there are two.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,13 @@ ROOT = Path(__file__).parents[2]
 URL = "https://localhost/callbacks/metastudio"
 CONNECTIONS = 64
 _CORES = sorted(os.sched_getaffinity(0))
-SERVER_CORE, LOAD_CORE = _CORES[0], _CORES[-1]
+PINNED = os.environ.get("BENCH_PINNED") == "1"
+_ON_SERVER_CORE = ["taskset", "--cpu-list", str(_CORES[0])] if PINNED else []
+_ON_LOAD_CORE = ["taskset", "--cpu-list", str(_CORES[-1])] if PINNED else []
 
 
 class Server:
-    """A process that serves callbacks on `port`, pinned to one core."""
+    """A process that serves callbacks on `port`."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, operations_port: int = 0) -> None:
         self.process = process
@@ -41,11 +46,9 @@ class Server:
 
     @property
     def peak_mib(self) -> float:
-        """The most memory that it has had, in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmHWM:\s+(\d+) kB", status)
-        assert found is not None
-        return int(found[1]) / 1024
+        """The most memory that it and the process that it has started have had, in MiB."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return sum(_peak_mib(process) for process in (str(self.process.pid), *children))
 
     def wait_until_drained(self) -> None:
         """Wait until the journal is empty."""
@@ -57,8 +60,8 @@ def serving(command: list[str], port: int, folder: Path, operations_port: int = 
     """Run a server until the end of the block."""
     path = {"PYTHONPATH": str(ROOT)}
     with (folder / "server.log").open("ab") as log:
-        pinned = ["taskset", "--cpu-list", str(SERVER_CORE), sys.executable, "-m", *command]
-        process = subprocess.Popen(pinned, cwd=folder, env=os.environ | path | environ, stdout=log, stderr=log)
+        started = [*_ON_SERVER_CORE, sys.executable, "-m", *command]
+        process = subprocess.Popen(started, cwd=folder, env=os.environ | path | environ, stdout=log, stderr=log)
     try:
         wait_until(lambda: _answers(port) or process.poll() is not None, "a server")
         assert process.poll() is None, (folder / "server.log").read_text()
@@ -99,7 +102,7 @@ def signed_query(*, right: bool = True) -> str:
 def requests_per_second(server: Server, seconds: int, *, query: str | None = None, run: str = "") -> float:
     """What wrk gets answered over 64 connections, each event another one; fails when one is not answered 200."""
     script = str(Path(__file__).with_name("events.lua"))
-    command = ["taskset", "--cpu-list", str(LOAD_CORE), "wrk", "--threads=1", f"--connections={CONNECTIONS}"]
+    command = [*_ON_LOAD_CORE, "wrk", "--threads=1", f"--connections={CONNECTIONS}"]
     command += [f"--duration={seconds}s", f"--script={script}", f"http://127.0.0.1:{server.port}", "--"]
     arguments = [query or signed_query(), run or f"{time.time():.6f}"]
     printed = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
@@ -111,12 +114,18 @@ def requests_per_second(server: Server, seconds: int, *, query: str | None = Non
 
 def steady_latency(server: Server, rate: float, seconds: float) -> dict[str, float]:
     """Latencies in milliseconds at a steady rate."""
-    command = ["taskset", "--cpu-list", str(LOAD_CORE), sys.executable, "-m", "tests.bench.steady"]
+    command = [*_ON_LOAD_CORE, sys.executable, "-m", "tests.bench.steady"]
     arguments = [str(server.port), signed_query(), str(rate), str(seconds)]
     printed = subprocess.run([*command, *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     found: dict[str, float] = json.loads(printed)
     assert found.pop("failures") == 0
     return found
+
+
+def _peak_mib(process: str) -> float:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 def _answers(port: int) -> bool:
