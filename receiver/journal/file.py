@@ -53,7 +53,7 @@ class JournalFile:
         self._connection: sqlite3.Connection | None = None
         self._problem: str | None = None
         self._known: Fill | None = None  # of the file that is in use, which may have to be opened anew
-        self._last = 0  # id, in any file
+        self.last_id = 0  # in any file
         self._stored_by: deque[tuple[float, int]] = deque()  # times, and the ids up to which all was stored by then
         self.damaged: SimpleQueue[Path] = SimpleQueue()
         for one in unrecovered(path):
@@ -211,7 +211,7 @@ class JournalFile:
             _set_up(connection, self._path, self._max_pages)
             if not existed:
                 # Behind those of the file before it, so that a batch that is on its way is never taken for another.
-                table.begin(connection, self._last)
+                table.begin(connection, self.last_id)
                 # SQLite syncs the WAL's directory entry, but not the file's own.
                 sync_directory(self._path.parent)
             inbox.take_over(connection)
@@ -221,7 +221,7 @@ class JournalFile:
             raise
 
     def _note(self, connection: sqlite3.Connection, fill: Fill) -> None:
-        self._known, self._last = fill, fill.last
+        self._known, self.last_id = fill, fill.last
         used = _bytes(connection, "page_count") - _bytes(connection, "freelist_count")
         if fill.kept_bytes:  # the part that waits
             used = used * fill.waiting_bytes // (fill.waiting_bytes + fill.kept_bytes)

@@ -60,6 +60,11 @@ class Journal:
         """Damaged files that were moved aside, now or in an earlier run, and are to be recovered."""
         return self._file.damaged
 
+    @property
+    def last_id(self) -> int:
+        """The id of the latest record."""
+        return self._file.last_id
+
     def append(self, delivery: Delivery) -> asyncio.Future[None]:
         """Put a delivery on disk: done when it is there, fails with `NotDurableError` when it may not be."""
         loop = asyncio.get_running_loop()

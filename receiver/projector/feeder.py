@@ -38,7 +38,6 @@ _TIDY_EVERY = 5.0  # seconds
 class _Batch(NamedTuple):
     kind: Kind
     last_id: int
-    deliveries: int
     payload: bytes
 
 
@@ -135,8 +134,8 @@ class Feeder:
             if batch is not None:
                 self._on_the_way.append(batch)
                 await worker.send(batch.kind, batch.payload)
-                if batch.deliveries < _BATCH and self._kept_sent is None and not self._stopping:
-                    # One larger batch a little later costs the disk and the interpreter less than many small ones.
+                if batch.last_id == self._journal.last_id and self._kept_sent is None and not self._stopping:
+                    # That was all. One larger batch a little later costs the disk less than many small ones.
                     await asyncio.sleep(_LINGER)
                 continue
             if self._stopping and not self._on_the_way:
@@ -237,5 +236,4 @@ class Feeder:
 
 
 def _batch(kind: Kind, records: list[Record]) -> _Batch:
-    deliveries = sum(record.deliveries for record in records)
-    return _Batch(kind, records[-1].id, deliveries, b"".join(record.data for record in records))
+    return _Batch(kind, records[-1].id, b"".join(record.data for record in records))
