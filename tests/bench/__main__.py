@@ -120,7 +120,7 @@ def throughput(bench: Bench) -> None:
         stored = median(end_to_end[name])
         bench.report.add(
             f"{name}: socket to row",
-            f"{stored:,.0f}/s",
+            spread(end_to_end[name]),
             stored / ceiling,
             "ceiling",
             "≥ 0.60" if "SQLite" in name else "≥ 0.54",
