@@ -22,6 +22,7 @@ from receiver.journal.journal import Journal
 from receiver.journal.record import decode
 from receiver.metrics import Metrics
 from receiver.projector.feeder import Feeder
+from tests.helpers.quick import service
 from tests.helpers.receiver import wait_until
 
 _T = TypeVar("_T")
@@ -32,6 +33,7 @@ class Line:
     """The way from a journal to a database: the callbacks' side in a thread of its own, and a real worker."""
 
     def __init__(self, folder: Path, url: str, keep: float = 0) -> None:
+        service("the projector's worker")  # which the feeder would try to start again and again
         self.url = url
         self.metrics = Metrics()
         self.loop = asyncio.new_event_loop()
