@@ -17,7 +17,7 @@ demo: .venv/installed
 
 # One process, which starts no other (tests/helpers/quick.py), on a file system in memory where there is one.
 quick: lint
-	TMPDIR=$(firstword $(wildcard /dev/shm) /tmp) \
+	FAULT_DAMAGE=1 TMPDIR=$(firstword $(wildcard /dev/shm) /tmp) \
 	  $(BIN)/pytest --quick --quiet --durations=5 --override-ini=tmp_path_retention_policy=failed
 
 # OPTIONS are further ones of pytest.
