@@ -100,7 +100,7 @@ class Settings:
     journal_keep: int = setting(
         partial(parsers.number, least=0),
         600,
-        "Seconds that what is stored stays in the journal, to be offered to the database again after an outage.",
+        "Seconds that stored events stay in the journal, to be offered again after a database outage; 0 is none.",
     )
     database_url: str = setting(
         parsers.database_url,
