@@ -92,8 +92,13 @@ class Line:
         return [one for record in self.run(self.journal.read(0, 10_000)) for one in decode(record.data)]
 
     def drain(self) -> None:
-        """Wait until nothing waits."""
-        wait_until(lambda: self.metric("journal_events") == 0, "an empty journal")
+        """Wait until nothing waits, and all of it is counted."""
+
+        async def is_drained() -> bool:
+            # In the loop, where nothing is half-way between the journal's count and that of the outcomes.
+            return self.metric("journal_events") == 0 and not self.feeder._on_the_way  # noqa: SLF001
+
+        wait_until(lambda: self.run(is_drained()), "an empty journal")
 
     def metric(self, name: str, **labels: str) -> float:
         value = self.metrics.registry.get_sample_value(f"metastudio_{name}", labels)
