@@ -1,13 +1,11 @@
-"""Processes for the benchmarks, on all cores as users run them, or pinned with BENCH_PINNED=1.
-
-Pinned, each server has one core, and each load generator another where there are two.
-"""
+"""Processes for the benchmarks: servers, and what sends to them."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -19,23 +17,20 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 
 from receiver.protocol.signature import sign
+from tests.helpers.authority import Authority
 from tests.helpers.receiver import KEY, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 URL = "https://localhost/callbacks/metastudio"
 CONNECTIONS = 64
-_CORES = sorted(os.sched_getaffinity(0))
-PINNED = os.environ.get("BENCH_PINNED") == "1"
-_ON_SERVER_CORE = ["taskset", "--cpu-list", str(_CORES[0])] if PINNED else []
-_ON_LOAD_CORE = ["taskset", "--cpu-list", str(_CORES[-1])] if PINNED else []
 
 
 class Server:
-    """A process that serves callbacks on `port`."""
+    """A process that serves callbacks below `url`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, operations_port: int = 0) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], url: str, operations_port: int = 0) -> None:
         self.process = process
-        self.port = port
+        self.url = url
         self._operations_port = operations_port
 
     def metric(self, name: str) -> float:
@@ -55,71 +50,102 @@ class Server:
         wait_until(lambda: self.metric("journal_events") == 0, "an empty journal", 1200)
 
 
-@contextmanager
-def serving(command: list[str], port: int, folder: Path, operations_port: int = 0, **environ: str) -> Iterator[Server]:
-    """Run a server until the end of the block."""
-    path = {"PYTHONPATH": str(ROOT)}
-    with (folder / "server.log").open("ab") as log:
-        started = [*_ON_SERVER_CORE, sys.executable, "-m", *command]
-        process = subprocess.Popen(started, cwd=folder, env=os.environ | path | environ, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: _answers(port) or process.poll() is not None, "a server")
-        assert process.poll() is None, (folder / "server.log").read_text()
-        yield Server(process, port, operations_port)
-    finally:
-        process.terminate()
-        process.wait(60)
+class Machine:
+    """Starts servers and loads: on all cores as users run them, or each server on one core and each load on another."""
+
+    def __init__(self, *, pinned: bool = False) -> None:
+        self.pinned = pinned
+        cores = sorted(os.sched_getaffinity(0))
+        self._server = ["taskset", "--cpu-list", str(cores[0])] if pinned else []
+        self._load = ["taskset", "--cpu-list", str(cores[-1])] if pinned else []
+
+    @contextmanager
+    def receiving(self, folder: Path, database_url: str, *, with_tls: bool = False) -> Iterator[Server]:
+        """Run the receiver."""
+        port, operations_port = free_port(), free_port()
+        environ = {
+            "RECEIVER_LISTEN": f"127.0.0.1:{port}",
+            "RECEIVER_OPERATIONS_LISTEN": f"127.0.0.1:{operations_port}",
+            "RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL": URL,
+            "RECEIVER_KEY": KEY,
+            "RECEIVER_DATABASE_URL": database_url,
+        }
+        if with_tls:
+            certificate, key = _certificate(folder)
+            environ |= {"RECEIVER_TLS_CERTIFICATE": str(certificate), "RECEIVER_TLS_KEY": str(key)}
+        url = f"{'https' if with_tls else 'http'}://127.0.0.1:{port}"
+        with self._serving(["receiver", "serve"], url, folder, operations_port, **environ) as server:
+            yield server
+
+    @contextmanager
+    def comparing(self, folder: Path, name: str, *database_url: str, with_tls: bool = False) -> Iterator[Server]:
+        """Run one of tests.bench.servers."""
+        port = free_port()
+        tls = [f"--tls={path}" for path in _certificate(folder)] if with_tls else []
+        url = f"{'https' if with_tls else 'http'}://127.0.0.1:{port}"
+        with self._serving(["tests.bench.servers", name, str(port), *tls, *database_url], url, folder) as server:
+            yield server
+
+    @contextmanager
+    def _serving(
+        self, command: list[str], url: str, folder: Path, operations_port: int = 0, **environ: str
+    ) -> Iterator[Server]:
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
+        with (folder / "server.log").open("ab") as log:
+            started = [*self._server, sys.executable, "-m", *command]
+            process = subprocess.Popen(started, cwd=folder, env=environ, stdout=log, stderr=log)
+        try:
+            wait_until(lambda: _answers(url) or process.poll() is not None, "a server")
+            assert process.poll() is None, (folder / "server.log").read_text()
+            yield Server(process, url, operations_port)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+    def requests_per_second(self, server: Server, seconds: int) -> float:
+        """What wrk gets answered over 64 connections, each event another one; fails when one is not answered 200."""
+        printed, rate = self._wrk(server, seconds, _signed_query(KEY))
+        assert "Non-2xx" not in printed, printed
+        return rate
+
+    def rejections_per_second(self, server: Server, seconds: int) -> float:
+        """The same with signatures by another key, none of which may be answered 200."""
+        printed, rate = self._wrk(server, seconds, _signed_query("another key"))
+        answered = re.search(r"(\d+) requests in", printed)
+        refused = re.search(r"Non-2xx or 3xx responses: (\d+)", printed)
+        assert answered is not None, printed
+        assert refused is not None, printed
+        assert answered[1] == refused[1], printed
+        return rate
+
+    def _wrk(self, server: Server, seconds: int, query: str) -> tuple[str, float]:
+        script = str(Path(__file__).with_name("events.lua"))
+        command = [*self._load, "wrk", "--threads=1", f"--connections={CONNECTIONS}", f"--duration={seconds}s"]
+        command += [f"--script={script}", server.url, "--", query, f"{time.time():.6f}"]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found = re.search(r"Requests/sec:\s+([0-9.]+)", printed)
+        assert found is not None, printed
+        return printed, float(found[1])
+
+    def steady_latency(self, server: Server, rate: float, seconds: float) -> dict[str, float]:
+        """Latencies in milliseconds at a steady rate over plain HTTP."""
+        port = str(urlsplit(server.url).port)
+        command = [*self._load, sys.executable, "-m", "tests.bench.steady", port, _signed_query(KEY)]
+        command += [str(rate), str(seconds)]
+        printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        found: dict[str, float] = json.loads(printed)
+        assert found.pop("failures") == 0
+        return found
 
 
-@contextmanager
-def receiving(folder: Path, database_url: str = "sqlite:///var/receiver.db") -> Iterator[Server]:
-    """Run the receiver on plain HTTP, as the others are."""
-    port, operations_port = free_port(), free_port()
-    environ = {
-        "RECEIVER_LISTEN": f"127.0.0.1:{port}",
-        "RECEIVER_OPERATIONS_LISTEN": f"127.0.0.1:{operations_port}",
-        "RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL": URL,
-        "RECEIVER_KEY": KEY,
-        "RECEIVER_DATABASE_URL": database_url,
-    }
-    with serving(["receiver", "serve"], port, folder, operations_port, **environ) as server:
-        yield server
+def _signed_query(key: str) -> str:
+    return urlsplit(sign(URL, key, time.time()).url).query
 
 
-@contextmanager
-def comparing(folder: Path, name: str, *database_url: str) -> Iterator[Server]:
-    """Run one of tests.bench.servers."""
-    port = free_port()
-    with serving(["tests.bench.servers", name, str(port), *database_url], port, folder) as server:
-        yield server
-
-
-def signed_query(*, right: bool = True) -> str:
-    """A query that is signed now."""
-    return urlsplit(sign(URL, KEY if right else "another key", time.time()).url).query
-
-
-def requests_per_second(server: Server, seconds: int, *, query: str | None = None, run: str = "") -> float:
-    """What wrk gets answered over 64 connections, each event another one; fails when one is not answered 200."""
-    script = str(Path(__file__).with_name("events.lua"))
-    command = [*_ON_LOAD_CORE, "wrk", "--threads=1", f"--connections={CONNECTIONS}"]
-    command += [f"--duration={seconds}s", f"--script={script}", f"http://127.0.0.1:{server.port}", "--"]
-    arguments = [query or signed_query(), run or f"{time.time():.6f}"]
-    printed = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
-    assert query or "Non-2xx" not in printed, printed
-    found = re.search(r"Requests/sec:\s+([0-9.]+)", printed)
-    assert found is not None
-    return float(found[1])
-
-
-def steady_latency(server: Server, rate: float, seconds: float) -> dict[str, float]:
-    """Latencies in milliseconds at a steady rate."""
-    command = [*_ON_LOAD_CORE, sys.executable, "-m", "tests.bench.steady"]
-    arguments = [str(server.port), signed_query(), str(rate), str(seconds)]
-    printed = subprocess.run([*command, *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    found: dict[str, float] = json.loads(printed)
-    assert found.pop("failures") == 0
-    return found
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    Authority().issue(certificate, key)
+    return certificate, key
 
 
 def _peak_mib(process: str) -> float:
@@ -128,9 +154,11 @@ def _peak_mib(process: str) -> float:
     return int(found[1]) / 1024
 
 
-def _answers(port: int) -> bool:
+def _answers(url: str) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz").close()
+        urllib.request.urlopen(f"{url}/healthz", context=context).close()
     except urllib.request.HTTPError:
         return True
     except (URLError, ConnectionError):

@@ -1,5 +1,6 @@
-"""The servers that the receiver is measured against, run as `python -m tests.bench.servers NAME PORT [DATABASE_URL]`.
+"""The servers that the receiver is measured against.
 
+Run as `python -m tests.bench.servers NAME PORT [--tls=CERTIFICATE --tls=KEY] [DATABASE_URL]`.
 `ceiling` is uvicorn and Starlette answering 200 after reading the body. `tutorial` is the usual way to keep a webhook:
 one handler, one ORM session and one commit a request.
 """
@@ -68,12 +69,16 @@ def tutorial(database_url: str) -> Handler:
     return handle
 
 
-def main(name: str, port: str, *database_url: str) -> None:
+def main(name: str, port: str, *rest: str) -> None:
     """Serve until the process is ended."""
+    certificate, key = [one.removeprefix("--tls=") for one in rest if one.startswith("--tls=")] or (None, None)
+    database_url = [one for one in rest if not one.startswith("--tls=")]
     handler = ceiling if name == "ceiling" else tutorial(*database_url)
     uvicorn.run(
         Starlette(routes=[Route("/callbacks/metastudio", handler, methods=["POST"])]),
         port=int(port),
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
         http="httptools",
         loop="uvloop",
         ws="none",
