@@ -1,4 +1,4 @@
-"""The journal's tables: records, whose ids have no gaps, and the id up to which all is stored in the database.
+"""The journal's tables: records, whose ids have no gaps, and two of their ids, up to which all is stored, or written.
 
 What is stored may stay for a while: such records are *kept*, all others *wait*. Functions that write return the fill
 as it is after the COMMIT.
@@ -25,6 +25,7 @@ SELECT_AFTER = "SELECT id, deliveries, oldest, crc, data FROM records WHERE id >
 _INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?)"
 _INSERT_BYTES = "INSERT INTO records VALUES (?, 0, 0, 0, zeroblob(?))"
 _SUMS = "SELECT count(*), sum(deliveries), sum(length(data)) FROM records WHERE id > ? AND id <= ?"
+_STORED, _LAST = 1, 2  # rows of `position`: all up to this id is stored, and this is the id that was written last
 _LARGEST_READ_BYTES = 8 * 2**20
 _PARTS = 16
 
@@ -49,12 +50,13 @@ def load(connection: sqlite3.Connection, known: Fill | None) -> Fill:
     # Apart, because SQLite looks up a min or a max alone, and scans the table for both.
     (first,) = connection.execute("SELECT min(id) FROM records").fetchone()
     (last,) = connection.execute("SELECT max(id) FROM records").fetchone()
-    stored = _position(connection)
+    stored = _id_in(connection, _STORED)
     if first is None:
         first, last = (stored or 0) + 1, stored or 0
     if stored is None:  # damaged: all is offered to the database again
         stored = first - 1
-    if not first - 1 <= stored <= last or (known is not None and last < known.last):
+    written = max(_id_in(connection, _LAST) or 0, known.last if known is not None else 0)
+    if not first - 1 <= stored <= last or last < written:
         raise DamagedError("rows are missing")
     _, kept_bytes = _sums(connection, first - 1, stored)
     deliveries, waiting_bytes = _sums(connection, stored, last)
@@ -63,13 +65,14 @@ def load(connection: sqlite3.Connection, known: Fill | None) -> Fill:
 
 def begin(connection: sqlite3.Connection, last: int) -> None:
     """Let a new file's ids begin behind `last`."""
-    _set_position(connection, last)
+    _set_id(connection, _STORED, last)
 
 
 def insert(connection: sqlite3.Connection, fill: Fill, deliveries: Sequence[Delivery]) -> Fill:
     """Add a record."""
     record = to_record(fill.last + 1, deliveries)
     connection.execute(_INSERT, record)
+    _set_id(connection, _LAST, record.id)
     return fill._replace(
         last=record.id,
         deliveries=fill.deliveries + len(deliveries),
@@ -88,7 +91,7 @@ def try_insert(connection: sqlite3.Connection, fill: Fill, size: int) -> Fill:
 def store(connection: sqlite3.Connection, fill: Fill, up_to: int) -> Fill:
     """Note that all up to an id is stored."""
     deliveries, size = _sums(connection, fill.stored, up_to)
-    _set_position(connection, up_to)
+    _set_id(connection, _STORED, up_to)
     return fill._replace(
         stored=up_to,
         deliveries=fill.deliveries - deliveries,
@@ -144,14 +147,15 @@ def _oldest(connection: sqlite3.Connection, after: int) -> float | None:
     return row[0] if row and isinstance(row[0], float) else None  # damaged, which `read` will find
 
 
-def _position(connection: sqlite3.Connection) -> int | None:
-    row = connection.execute("SELECT stored, crc FROM position WHERE one = 1").fetchone()
-    return row[0] if row and isinstance(row[0], int) and row[1] == _checksum(row[0]) else None
+def _id_in(connection: sqlite3.Connection, row: int) -> int | None:
+    """The id in a row of `position`; None where there is none, or a damaged one."""
+    found = connection.execute("SELECT stored, crc FROM position WHERE one = ?", (row,)).fetchone()
+    return found[0] if found and isinstance(found[0], int) and found[1] == _checksum(found[0]) else None
 
 
-def _set_position(connection: sqlite3.Connection, stored: int) -> None:
-    connection.execute("INSERT OR REPLACE INTO position VALUES (1, ?, ?)", (stored, _checksum(stored)))
+def _set_id(connection: sqlite3.Connection, row: int, value: int) -> None:
+    connection.execute("INSERT OR REPLACE INTO position VALUES (?, ?, ?)", (row, value, _checksum(value)))
 
 
-def _checksum(stored: int) -> int:
-    return zlib.crc32(struct.pack("<q", stored))
+def _checksum(value: int) -> int:
+    return zlib.crc32(struct.pack("<q", value))

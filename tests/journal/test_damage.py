@@ -177,8 +177,13 @@ def test_row_with_a_wrong_id(path: Path, row: int, wrong: int) -> None:
         assert set(drain(journal)) == set(before)
 
 
-def test_rows_that_are_gone_at_the_end(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A page that says it has fewer rows than it has is noticed, also where nobody knows of them."""
+@pytest.mark.parametrize("is_large", [False, True])
+def test_rows_that_are_gone_at_the_end(
+    path: Path, *, is_large: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that says it has fewer rows than it has is noticed, also in a file too large to be checked as a whole."""
+    if is_large:
+        monkeypatch.setattr(file, "_LARGEST_CHECK_BYTES", 0)
     with opened(path) as journal:
         append_each(journal, *numbered(300, 250))
     pages = bytearray(path.read_bytes())
@@ -191,6 +196,14 @@ def test_rows_that_are_gone_at_the_end(path: Path, caplog: pytest.LogCaptureFixt
     with opened(path) as journal:
         assert len(drain(journal)) == 299
     assert [record.message for record in caplog.records] == ["journal damaged, moved aside"]
+
+
+def test_last_id_that_is_not_known(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the id of the last row is not noted, or damaged, all rows are taken as they are."""
+    before = spoil(path, "UPDATE position SET stored = stored + 1 WHERE one = 2")
+    with opened(path) as journal:
+        assert drain(journal) == before
+    assert caplog.records == []
 
 
 def place_of_id(pages: bytes, row: int) -> int:
