@@ -41,15 +41,23 @@ logger = logging.getLogger(__name__)
 class JournalFile:
     """The file at `path`, of at most `max_bytes`; `damaged` has the files that were moved aside and not recovered yet.
 
-    What is stored is kept for `keep` seconds. Making one raises `sqlite3.Error` and `OSError`, everything else
-    `NotDurableError`.
+    What is stored is kept for `keep` seconds. Making one raises `sqlite3.Error` and `OSError`, but not for want of
+    room; everything else raises `NotDurableError`.
     """
 
-    def __init__(self, path: Path, max_bytes: int, metrics: Metrics, keep: float = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        max_bytes: int,
+        metrics: Metrics,
+        keep: float = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = path
         self._max_pages = max_bytes // _PAGE_BYTES
         self._metrics = metrics
         self._keep = keep
+        self._clock = clock
         self._connection: sqlite3.Connection | None = None
         self._problem: str | None = None
         self._known: Fill | None = None  # of the file that is in use, which may have to be opened anew
@@ -58,7 +66,12 @@ class JournalFile:
         self.damaged: SimpleQueue[Path] = SimpleQueue()
         for one in unrecovered(path):
             self.damaged.put(one)
-        self._use_file(lambda _, fill: self._restart_keeping(fill))
+        try:
+            self._use_file(lambda _, fill: self._restart_keeping(fill))
+        except (sqlite3.Error, OSError) as error:
+            if not _is_full(error):
+                raise
+            self._note_failure(error)  # it is opened when there is room again
 
     def append(self, deliveries: list[Delivery]) -> None:
         """Put deliveries on disk, all or none."""
@@ -87,7 +100,7 @@ class JournalFile:
 
     def remove_expired(self) -> None:
         """Remove what has been kept for long enough."""
-        now = time.monotonic()
+        now = self._clock()
         if self._known and (not self._stored_by or now >= self._stored_by[-1][0] + self._keep / _REMOVALS):
             self._stored_by.append((now, self._known.stored))
         up_to = 0
@@ -113,7 +126,7 @@ class JournalFile:
             self._connection = None
 
     def _restart_keeping(self, fill: Fill) -> None:
-        self._stored_by = deque([(time.monotonic(), fill.stored)])
+        self._stored_by = deque([(self._clock(), fill.stored)])
 
     def _transaction(self, write: Callable[[sqlite3.Connection, Fill], Fill], *, adds: int | None) -> None:
         def transaction(connection: sqlite3.Connection, fill: Fill) -> None:
@@ -157,18 +170,21 @@ class JournalFile:
         try:
             return self._use_file(work)
         except (sqlite3.Error, OSError) as error:
-            if not _is_full(error):
-                # After an I/O error nothing that this connection holds in memory is to be trusted: open the file anew.
-                self.close()
-            elif self._connection is not None:
-                with contextlib.suppress(sqlite3.Error):  # then the next attempt fails, and opens the file anew
-                    _roll_back(self._connection)
-            problem = "the journal or its disk is full" if _is_full(error) else f"the journal's disk fails: {error}"
-            if self._problem is None:
-                details = {"problem": problem, "journal": str(self._path)}
-                logger.error("journal down", extra=details)  # noqa: TRY400 (the problem in one line)
-            self._problem = problem
-            raise NotDurableError(problem) from error
+            raise NotDurableError(self._note_failure(error)) from error
+
+    def _note_failure(self, error: Exception) -> str:
+        """Leave the file fit for the next use, and log the first failure of several; returns the problem."""
+        if not _is_full(error):
+            # After an I/O error nothing that this connection holds in memory is to be trusted: open the file anew.
+            self.close()
+        elif self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):  # then the next attempt fails, and opens the file anew
+                _roll_back(self._connection)
+        problem = "the journal or its disk is full" if _is_full(error) else f"the journal's disk fails: {error}"
+        if self._problem is None:
+            logger.error("journal down", extra={"problem": problem, "journal": str(self._path)})
+        self._problem = problem
+        return problem
 
     def _use_file(self, work: Callable[[sqlite3.Connection, Fill], _T]) -> _T:
         """Do `work`; where the file proves to be damaged, with the one that takes its place."""

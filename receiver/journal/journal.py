@@ -38,8 +38,14 @@ class Journal:
     Sets `new_deliveries` when there is something new to read.
     """
 
-    def __init__(
-        self, path: Path, max_bytes: int, metrics: Metrics, new_deliveries: asyncio.Event, keep: float = 0
+    def __init__(  # noqa: PLR0913, PLR0917 (the file's own, and what the event loop needs)
+        self,
+        path: Path,
+        max_bytes: int,
+        metrics: Metrics,
+        new_deliveries: asyncio.Event,
+        keep: float = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         metrics.journal_max_bytes.set(max_bytes)
         self._metrics = metrics
@@ -50,7 +56,7 @@ class Journal:
         self._idle.set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         try:
-            self._file = self._thread.submit(JournalFile, path, max_bytes, metrics, keep).result()
+            self._file = self._thread.submit(JournalFile, path, max_bytes, metrics, keep, clock).result()
         except (sqlite3.Error, OSError) as error:
             self._thread.shutdown()
             raise _cannot_open(path, error) from error

@@ -27,7 +27,7 @@ class Readable:
     """The deliveries that can be read of a file and its WAL, which stay as they are.
 
     `lost` is how many rows were met so far that could not be read, or are missing between two that could. Iterating
-    raises `UnreadableError`.
+    raises `UnreadableError`, perhaps after some deliveries.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,10 +46,16 @@ class Readable:
             if not is_old and not is_new:
                 raise UnreadableError("it is no journal")
             # One that was being taken over has both, and what was taken over is older.
+            problem: UnreadableError | None = None
             if is_new:
-                yield from self._readable(connection, table.SELECT_AFTER, _in_record)
+                try:
+                    yield from self._readable(connection, table.SELECT_AFTER, _in_record)
+                except UnreadableError as error:
+                    problem = error
             if is_old:
                 yield from self._readable(connection, inbox.SELECT_AFTER, _in_inbox)
+            if problem is not None:
+                raise problem
 
     def _readable(
         self,

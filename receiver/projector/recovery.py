@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 
 from receiver.database.errors import problem_of
+from receiver.delivery import Delivery
 from receiver.journal.damaged import mark_recovered
 from receiver.journal.recovery import Readable, UnreadableError
 from receiver.projector.messages import ClosedError, Kind
@@ -27,10 +27,26 @@ def recover(source: Readable, store: Store) -> Iterator[tuple[int, Outcome]]:
 
     It can be broken off and done again: what is stored already stays once. Raises `UnreadableError`.
     """
-    deliveries = iter(source)
-    while batch := list(islice(deliveries, _BATCH)):
+    for batch in _batches(source):
         # Some may have been stored before the damage: as with what was kept, nobody knows.
         yield len(batch), store.store(batch, Kind.BATCH_KEPT)
+
+
+def _batches(source: Readable) -> Iterator[list[Delivery]]:
+    batch: list[Delivery] = []
+    problem: UnreadableError | None = None
+    try:
+        for one in source:
+            batch.append(one)
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+    except UnreadableError as error:  # which may come after deliveries
+        problem = error
+    if batch:
+        yield batch
+    if problem is not None:
+        raise problem
 
 
 def recover_all(damaged: SimpleQueue[Path], store: Store, tell: Callable[[Outcome], None]) -> Iterator[bool]:
@@ -55,7 +71,7 @@ def recover_all(damaged: SimpleQueue[Path], store: Store, tell: Callable[[Outcom
             details = counts | {"rows_lost": source.lost, "moved_to": str(mark_recovered(path))}
             logger.warning("damaged journal recovered", extra=details)
         except (UnreadableError, OSError) as error:  # until the next start
-            details = {"journal": str(path), "problem": str(error)}
+            details = counts | {"journal": str(path), "problem": str(error)}
             logger.error("damaged journal cannot be read", extra=details)  # noqa: TRY400 (the problem in one line)
         except ClosedError:
             raise

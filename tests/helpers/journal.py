@@ -6,14 +6,16 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from receiver.delivery import Delivery
 from receiver.journal.journal import Journal
 from receiver.journal.record import Record, decode
+from receiver.journal.table import SCHEMA
 from receiver.metrics import Metrics
 from tests.helpers.receiver import SAMPLES
 
@@ -36,8 +38,14 @@ def numbered(count: int, size: int = 0) -> list[Delivery]:
 
 
 @contextmanager
-def opened(path: Path, max_bytes: int = 2**30, metrics: Metrics | None = None, keep: float = 0) -> Iterator[Journal]:
-    journal = Journal(path, max_bytes, metrics or Metrics(), asyncio.Event(), keep)
+def opened(
+    path: Path,
+    max_bytes: int = 2**30,
+    metrics: Metrics | None = None,
+    keep: float = 0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Journal]:
+    journal = Journal(path, max_bytes, metrics or Metrics(), asyncio.Event(), keep, clock)
     try:
         yield journal
     finally:
@@ -82,6 +90,19 @@ def make_inbox(path: Path, deliveries: Sequence[Delivery], first_id: int = 1) ->
         connection.execute("COMMIT")
 
 
+def make_half_taken_over(path: Path, deliveries: Sequence[Delivery]) -> None:
+    """The same, with the tables of today beside it, one of which cannot be read."""
+    make_inbox(path, deliveries)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for statement in SCHEMA:
+            connection.execute(statement)
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'records'").fetchone()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(b"\xff" * 4096)
+
+
 def append_each(journal: Journal, *deliveries: Delivery) -> list[str]:
     """Append one after the other, so that each has a row of its own; returns what kept each from the disk."""
     return [problem for one in deliveries for problem in append(journal, one)]
@@ -104,6 +125,16 @@ def run_in_child(function: Callable[..., None], *arguments: str, within: tuple[s
     folder = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False, timeout=120)
     return done.returncode, done.stdout
+
+
+def small_disk(folder: Path) -> tuple[str, ...]:
+    """The command in which `folder` is a file system of 1 MiB, for root or not; nothing where mounts are forbidden."""
+    mount = ("sh", "-c", 'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"', str(folder))
+    for namespace in (("unshare", "--mount"), ("unshare", "--mount", "--user", "--map-root-user")):
+        with suppress(FileNotFoundError):
+            if subprocess.run([*namespace, *mount, "true"], capture_output=True, check=False).returncode == 0:
+                return (*namespace, *mount)
+    return ()
 
 
 def fill(journal: Journal) -> list[bytes]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,21 @@ import pytest
 
 from receiver.delivery import Delivery
 from receiver.journal import inbox, table
-from receiver.journal.recovery import Readable
+from receiver.journal.recovery import Readable, UnreadableError
 from receiver.metrics import Metrics
 from tests.helpers.journal import (
     DELIVERIES,
+    FULL,
     append,
     delivery,
+    make_half_taken_over,
     make_inbox,
     numbered,
     opened,
     read,
     run_in_child,
     sample,
+    small_disk,
     store,
     waiting,
 )
@@ -128,3 +132,40 @@ def test_damaged_one(path: Path, change: str, caplog: pytest.LogCaptureFixture) 
 
 def bodies(deliveries: Sequence[Delivery]) -> list[bytes]:
     return [one.body for one in deliveries]
+
+
+def test_new_table_that_cannot_be_read(path: Path) -> None:
+    """Of a journal that was being taken over the old table is read also where the new one cannot be, which is said."""
+    make_half_taken_over(path, numbered(COUNT))
+    found: list[int] = []
+    with pytest.raises(UnreadableError, match="malformed"):
+        found += (int(one.body) for one in Readable(path))
+    assert found == list(range(COUNT))
+
+
+def take_over_on_a_full_disk(folder: str) -> None:
+    """Open a journal of version 0.1 while its disk is full and after; print what came of it."""
+    path = Path(folder, "journal.db")
+    make_inbox(path, numbered(200, 1000))
+    ballast = Path(folder, "ballast")
+    with ballast.open("wb", buffering=0) as file:
+        for size in (2**16, 1):
+            with suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+    with opened(path) as journal:
+        during = append(journal, delivery(b"refused"))
+        ballast.unlink()
+        after = append(journal, delivery(b"new"))
+        print(json.dumps([during, after, waiting(journal) == [*numbered(200, 1000), delivery(b"new")]]))  # noqa: T201
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """Where the disk has no room to take a journal over, it says so and takes nothing; then all is there."""
+    within = small_disk(tmp_path)
+    if not within:
+        pytest.skip("a small disk cannot be mounted here")
+    assert run_in_child(take_over_on_a_full_disk, str(tmp_path), within=within) == (
+        0,
+        '[["' + FULL + '"], [""], true]\n',
+    )

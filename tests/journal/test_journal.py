@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,6 +33,7 @@ from tests.helpers.journal import (
     read,
     run_in_child,
     sample,
+    small_disk,
     store,
     waiting,
 )
@@ -501,16 +501,6 @@ def fail_and_recover(folder: str, outage: str) -> None:
     with opened(Path(folder, "journal.db"), 2**30, metrics) as journal:
         kept = [body.decode() for body in bodies(journal)]
     sys.stdout.write(json.dumps([before, during, after, events, kept, lines]))
-
-
-def small_disk(folder: Path) -> tuple[str, ...]:
-    """The command in which `folder` is a file system of 1 MiB, for root or not; nothing where mounts are forbidden."""
-    mount = ("sh", "-c", 'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"', str(folder))
-    for namespace in (("unshare", "--mount"), ("unshare", "--mount", "--user", "--map-root-user")):
-        with suppress(FileNotFoundError):
-            if subprocess.run([*namespace, *mount, "true"], capture_output=True, check=False).returncode == 0:
-                return (*namespace, *mount)
-    return ()
 
 
 @pytest.mark.parametrize("wanted", ["the disk is full", "the disk fails"])

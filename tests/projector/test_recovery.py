@@ -27,7 +27,7 @@ from receiver.projector.recovery import recover_all
 from receiver.projector.store import Store
 from receiver.projector.worker import Worker
 from tests.helpers.database import sql
-from tests.helpers.journal import run_in_child
+from tests.helpers.journal import make_half_taken_over, run_in_child
 from tests.helpers.line import Logs, body, connected, delivery, laid, migrate, rows, started
 from tests.helpers.load import awaits_lock, held
 from tests.helpers.receiver import wait_until
@@ -73,8 +73,8 @@ def test_damaged_journal_is_recovered(database_url: str, tmp_path: Path, logs: L
         line.put(*numbered(COUNT, COUNT + 5))  # into the WAL
         line.start()
         recovered = wait_for_recovery(journal)
+        wait_until(lambda: line.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": COUNT + 4}, "all outcomes")
         line.stop()
-        assert line.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": COUNT + 4}
         assert line.metric("events_restored_total") == 0
     assert stored(database_url) == jobs(1, COUNT + 5)
     assert rows(database_url, quarantine) == []
@@ -264,6 +264,20 @@ def test_file_that_cannot_be_read(tmp_path: Path, logs: Logs) -> None:
     assert nonsense.read_bytes() == b"nonsense" * 1000
     (said,) = [one for one in logs.worker if one["event"] == "damaged journal cannot be read"]
     assert (said["level"], said["journal"]) == ("error", str(nonsense))
+
+
+def test_file_of_which_one_table_cannot_be_read(tmp_path: Path, logs: Logs) -> None:
+    """What can be read before the problem shows is stored to the last; the file keeps its name, which is said."""
+    url = f"sqlite:///{tmp_path}/receiver.db"
+    migrate(url)
+    path = tmp_path / "journal.db.damaged-20260101T000000"
+    make_half_taken_over(path, numbered(0, COUNT))
+    with started(tmp_path, url):
+        wait_until(lambda: logs.worker, "a line")
+    assert stored(url) == jobs(0, COUNT)
+    assert unrecovered(tmp_path / "journal.db") == [path]
+    (said,) = logs.worker
+    assert (said["event"], said["read"], said["stored"]) == ("damaged journal cannot be read", COUNT, COUNT)
 
 
 def recover(folder: Path, url: str, file: Path) -> Result:
