@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from sqlalchemy import select
+
 from receiver.database.database import Database, Stored
 from receiver.database.errors import RefusedError
 from receiver.database.insert import Key, Row
 from receiver.database.rows import quarantine_row, to_row
+from receiver.database.schema import events
 from receiver.delivery import Delivery
 from receiver.metrics import EVENT_TYPES, STATES, known
 from receiver.projector.messages import Kind
@@ -29,7 +32,9 @@ class Store:
         What was there already is a duplicate where the batch is new, was stored by the worker that has ended where it
         is tried again, and is not counted where the batch was kept.
         """
-        rows = [to_row(delivery) for delivery in deliveries]
+        rows: Sequence[Row] = [to_row(delivery) for delivery in deliveries]
+        if kind is Kind.BATCH_KEPT:
+            deliveries, rows = self._without_retried(deliveries, rows)
         try:
             return self._store(rows, kind)
         except RefusedError:
@@ -39,6 +44,22 @@ class Store:
         for delivery, row in zip(deliveries, rows, strict=True):
             outcome += self._store_or_quarantine(delivery, row, kind)
         return outcome
+
+    def _without_retried(
+        self, deliveries: Sequence[Delivery], rows: Sequence[Row]
+    ) -> tuple[Sequence[Delivery], Sequence[Row]]:
+        """All but what would come back into quarantine after it was moved to the events."""
+        keys = [_key(row) for row in rows if "reason" in row]
+        if not keys:
+            return deliveries, rows
+        times, digests = zip(*keys, strict=True)
+        query = select(events.c.sent_at, events.c.digest)
+        found = self._database.read(query.where(events.c.sent_at.in_(times), events.c.digest.in_(digests)))
+        moved = {_key(row) for row in found}
+        left = [
+            pair for pair in zip(deliveries, rows, strict=True) if "reason" not in pair[1] or _key(pair[1]) not in moved
+        ]
+        return [delivery for delivery, _ in left], [row for _, row in left]
 
     def _store_or_quarantine(self, delivery: Delivery, row: Row, kind: Kind) -> Outcome:
         try:

@@ -6,7 +6,8 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ NOON = 1726012800.0
 class Line:
     """The way from a journal to a database: the callbacks' side in a thread of its own, and a real worker."""
 
-    def __init__(self, folder: Path, url: str, keep: float = 0) -> None:
+    def __init__(self, folder: Path, url: str, keep: float = 0, clock: Callable[[], float] = time.monotonic) -> None:
         service("the projector's worker")  # which the feeder would try to start again and again
         self.url = url
         self.metrics = Metrics()
@@ -40,7 +41,7 @@ class Line:
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
         wake = asyncio.Event()
-        self.journal = Journal(folder / "journal.db", 2**30, self.metrics, wake, keep)
+        self.journal = Journal(folder / "journal.db", 2**30, self.metrics, wake, keep, clock)
         self.feeder = Feeder(self.journal, url, self.metrics, wake)
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
@@ -100,6 +101,16 @@ class Line:
 
         wait_until(lambda: self.run(is_drained()), "an empty journal")
 
+    def settle(self) -> None:
+        """Wait until nothing waits, and all that is kept was offered to a database that is up: nothing is under way."""
+
+        async def is_settled() -> bool:
+            feeder = self.feeder
+            return bool(feeder._is_up) and feeder._kept_sent is None and not feeder._on_the_way  # noqa: SLF001
+
+        self.drain()
+        wait_until(lambda: self.run(is_settled()), "an end")
+
     def metric(self, name: str, **labels: str) -> float:
         value = self.metrics.registry.get_sample_value(f"metastudio_{name}", labels)
         assert value is not None
@@ -115,9 +126,9 @@ class Line:
 
 
 @contextmanager
-def laid(folder: Path, url: str, keep: float = 0) -> Iterator[Line]:
+def laid(folder: Path, url: str, keep: float = 0, clock: Callable[[], float] = time.monotonic) -> Iterator[Line]:
     """A line with a journal in `folder`; what was there before is still there."""
-    line = Line(folder, url, keep)
+    line = Line(folder, url, keep, clock)
     try:
         yield line
     finally:
@@ -125,9 +136,9 @@ def laid(folder: Path, url: str, keep: float = 0) -> Iterator[Line]:
 
 
 @contextmanager
-def started(folder: Path, url: str, keep: float = 0) -> Iterator[Line]:
+def started(folder: Path, url: str, keep: float = 0, clock: Callable[[], float] = time.monotonic) -> Iterator[Line]:
     """The same, at work."""
-    with laid(folder, url, keep) as line:
+    with laid(folder, url, keep, clock) as line:
         line.start()
         yield line
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from tests.helpers.journal import (
     store,
     waiting,
 )
-from tests.helpers.receiver import wait_until
 
 KIB, MIB = 2**10, 2**20
 LONG = 3600
@@ -73,29 +71,35 @@ def test_nothing_is_kept(path: Path) -> None:
 
 def test_it_goes_after_a_while(path: Path) -> None:
     """What is stored goes after the time to keep it and not before, also where a restart is in between."""
-    with opened(path, keep=0.5) as journal:
+    now = [0.0]
+    with opened(path, keep=10, clock=lambda: now[0]) as journal:
         append_each(journal, *numbered(3))
         store(journal, 2)
-        began = time.monotonic()
-        wait_until(lambda: (asyncio.run(journal.remove_expired()), kept(journal))[1] == [], "a removal")
-        assert 0.4 < time.monotonic() - began < 5
-        assert waiting(journal) == numbered(3)[2:]
+        for now[0] in (0.5, 5.0, 10.4):
+            asyncio.run(journal.remove_expired())
+            assert kept(journal) == numbered(2)
+        now[0] = 10.6
+        asyncio.run(journal.remove_expired())
+        assert (kept(journal), waiting(journal)) == ([], numbered(3)[2:])
         store(journal, 3)
-    with opened(path, keep=0.5) as journal:
+    with opened(path, keep=10, clock=lambda: now[0]) as journal:
         assert kept(journal) == numbered(3)[2:]
-        wait_until(lambda: (asyncio.run(journal.remove_expired()), kept(journal))[1] == [], "a removal")
+        now[0] = 21
+        asyncio.run(journal.remove_expired())
+        assert kept(journal) == []
         assert append(journal, delivery(b"new")) == [""]
         assert waiting(journal) == [delivery(b"new")]
 
 
 def test_keeping_begins_anew(path: Path) -> None:
     """What is offered to the database again is kept as long again."""
-    with opened(path, keep=1) as journal:
+    now = [0.0]
+    with opened(path, keep=10, clock=lambda: now[0]) as journal:
         append_each(journal, *numbered(3))
         store(journal, 3)
-        time.sleep(0.6)
+        now[0] = 6
         asyncio.run(journal.restart_keeping())
-        time.sleep(0.6)
+        now[0] = 12
         asyncio.run(journal.remove_expired())
         assert kept(journal) == numbered(3)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from receiver.database.database import Database
+from receiver.database.quarantine import retry
 from receiver.database.schema import events, quarantine, streams
 from receiver.delivery import Delivery
 from tests.helpers.database import sql
@@ -86,7 +87,7 @@ def test_failover_to_a_replica_that_is_behind(own_postgresql: PostgreSQL, tmp_pa
             line.drain()
             if keep:
                 wait_until(lambda: line.metric("events_restored_total") == 20, "what was lost")
-                wait_until(lambda: line.feeder._kept_sent is None, "the end")  # noqa: SLF001
+                line.settle()
                 assert stored(url) == jobs(0, 10) + jobs(11, 30) + jobs(31, 35)
                 after = [rows(url, table) for table in (events, quarantine, streams)]
                 for old, new in zip(before, after, strict=True):
@@ -108,11 +109,28 @@ def test_outage_that_has_lost_nothing(own_postgresql: PostgreSQL, tmp_path: Path
             line.drain()
             with cut_off(line, own_postgresql):
                 line.put(*numbered(9, 12))
-            line.drain()
-            wait_until(lambda: line.feeder._kept_sent is None and not line.feeder._on_the_way, "an end")  # noqa: SLF001
+            line.settle()
             assert line.outcomes(EVENT) == {"stored": 12, "duplicate": 1}
             assert line.metric("events_restored_total") == 0
             assert line.metric("stream_transitions_total", state="CONNECTED") == 12
+
+
+def test_what_was_moved_out_of_quarantine_stays_out(database_url: str, database: Database, tmp_path: Path) -> None:
+    """What an operator has moved to the events does not come back into quarantine when it is offered again."""
+    migrate(database_url)
+    with started(tmp_path, database_url, LONG) as line:
+        stale = [delivery(body(state="END"), at, quarantine_reason="stale") for at in range(3)]
+        line.put(*stale, delivery(b"nonsense", 3), delivery(body(state="END"), 4))
+        line.settle()
+        assert retry(database, stale=True).moved == 3
+        sql(database_url, "DELETE FROM quarantine")  # as a failover might
+        sql(database_url, "DELETE FROM events WHERE sent_at = (SELECT max(sent_at) FROM events)")
+        os.kill(line.worker, signal.SIGKILL)
+        wait_until(lambda: line.metric("events_restored_total") == 2, "what was lost")
+        line.settle()
+        assert line.metric("events_restored_total") == 2
+    assert [row["reason"] for row in rows(database_url, quarantine)] == ["not_json"]
+    assert len(rows(database_url, events)) == 4
 
 
 def test_kept_of_another_run(database_url: str, tmp_path: Path) -> None:
@@ -136,7 +154,7 @@ def test_worker_that_was_killed(database_url: str, tmp_path: Path) -> None:
     migrate(database_url)
     with started(tmp_path, database_url, LONG) as line:
         line.put_each(*numbered(0, 10))
-        line.drain()
+        line.settle()
         sql(database_url, "DELETE FROM events WHERE job_id = 'job-7'")
         os.kill(line.worker, signal.SIGKILL)
         wait_until(lambda: line.metric("events_restored_total") == 1, "what was lost")
@@ -167,21 +185,25 @@ def test_new_ones_do_not_wait(own_postgresql: PostgreSQL, tmp_path: Path) -> Non
 def test_nothing_expires_during_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long an outage lasts, what was stored before it is still offered afterwards; then it goes."""
     monkeypatch.setattr("receiver.projector.feeder._TIDY_EVERY", 0.05)
+    now = [0.0]
     there = tmp_path / "receiver.db"
     link = tmp_path / "link.db"
     migrate(f"sqlite:///{there}")
     link.symlink_to(there)
-    with started(tmp_path, f"sqlite:///{link}", keep=1) as line:
+    with started(tmp_path, f"sqlite:///{link}", LONG, clock=lambda: now[0]) as line:
         line.put_each(*numbered(0, 3))
         line.drain()
         link.unlink()
         link.mkdir()
         os.kill(line.worker, signal.SIGKILL)
         wait_until(lambda: line.metric("projector_errors_total", reason="connection") >= 2, "attempts")
-        time.sleep(2)  # longer than it is kept
+        now[0] += 2 * LONG
+        said = line.metric("projector_errors_total", reason="connection")
+        wait_until(lambda: line.metric("projector_errors_total", reason="connection") >= said + 2, "further attempts")
         sql(f"sqlite:///{there}", "DELETE FROM events WHERE job_id = 'job-1'")
         link.rmdir()
         link.symlink_to(there)
         wait_until(lambda: line.metric("events_restored_total") == 1, "what was lost")
+        now[0] += 2 * LONG
         wait_until(lambda: line.run(line.journal.read_kept(0, 10)) == [], "a removal")
     assert stored(f"sqlite:///{there}") == jobs(0, 3)
