@@ -186,7 +186,7 @@ def test_kill_of_both(tmp_path: Path, database_url: str, kills: int, chance: ran
                 kill_worker(receiver)
                 time.sleep(chance.uniform(0, 0.2))
             kill(receiver)
-            wait_until(lambda worker=worker: not is_alive(worker), "the worker's end", 5)  # type: ignore[misc]
+            wait_until(lambda worker=worker: not is_alive(worker), "the worker's end")  # type: ignore[misc]
         receiver.start()
         load.wait_for()
         load.stop()

@@ -340,7 +340,8 @@ def assert_it_is_away(receiver: Process, outage: Outage, clients: Clients) -> No
 
 def assert_it_is_back(receiver: Process, outage: Outage, *clients: Clients) -> None:
     """The receiver has counted each event once, and said once that the database is up again."""
-    assert projected(receiver) == sum(one.total for one in clients)
+    wait_until(lambda: projected(receiver) == sum(one.total for one in clients), "a count of each event")
+    wait_until(lambda: log_lines(receiver)[-1]["event"] == "database up again", "the last line")
     *downs, up = log_lines(receiver)
     assert up["event"] == "database up again"
     assert_down(downs, outage)
@@ -512,7 +513,8 @@ def test_restarts(site: Site, tmp_path: Path, record: Record) -> None:
             clients.go_on_for(3)
         wait_until(lambda: receiver.metric("journal_events") == 0, "an empty journal")
         record(replace(compare("database: restarts", site, clients), runs=3))
-        assert projected(receiver) == clients.total
+        wait_until(lambda: projected(receiver) == clients.total, "a count of each event")
+        wait_until(lambda: log_lines(receiver)[-1]["event"] == "database up again", "the last line")
         said = [line["event"] for line in log_lines(receiver) if line["event"] != "database still down"]
         assert said == ["database down", "database up again"] * (len(said) // 2)
         assert len(said) <= 6

@@ -175,7 +175,7 @@ def test_refused_row_stands_alone(logs: Logs, database_url: str, tmp_path: Path)
         assert line.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": 2, "duplicate": 1}
         assert line.outcomes() == {"quarantined": 2}
         assert line.metric("projector_errors_total", reason="refused") == 1
-        assert line.metric("database_up") == 1
+        wait_until(lambda: line.metric("database_up") == 1, "a database")
     assert logs.outage == ["event refused by the database"]
 
 
@@ -325,7 +325,7 @@ def test_metrics(line: Line) -> None:
         for event_type in ("RTMP_STREAM_STATE_CHANGE", "REPLY_COMMAND_FINISH", "SHOOT_SCRIPT_SWITCH", "other")
     }
     assert list(latest.values()) == [NOON + 5, NOON + 8, 0, NOON + 9]
-    assert line.metric("database_up") == 1
+    wait_until(lambda: line.metric("database_up") == 1, "a database")
 
 
 class Outage(NamedTuple):
