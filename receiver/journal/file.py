@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from receiver.delivery import Delivery, NotDurableError
 from receiver.journal import inbox, table
+from receiver.journal.aside import put_aside
 from receiver.journal.damaged import move_aside, move_wal, sync_directory, unrecovered, wal_of
 from receiver.journal.record import DamagedError, Record
 from receiver.journal.table import SCHEMA, Fill
@@ -114,6 +115,10 @@ class JournalFile:
     def restart_keeping(self) -> None:
         """Keep all that is stored as if it had just been stored."""
         self._attempt(lambda _, fill: self._restart_keeping(fill))
+
+    def put_aside(self, delivery: Delivery) -> Path:
+        """Keep a delivery beside the file; returns where."""
+        return put_aside(self._path, delivery)
 
     def check(self) -> None:
         """Write and remove a page: fails where a delivery would not be taken."""

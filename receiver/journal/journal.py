@@ -106,6 +106,10 @@ class Journal:
         """Keep all that is stored as if it had just been stored."""
         await self._run(self._file.restart_keeping)
 
+    async def put_aside(self, delivery: Delivery) -> Path:
+        """Keep a delivery beside the journal, where nothing stores it; returns where."""
+        return await self._run(self._file.put_aside, delivery)
+
     async def check(self) -> None:
         """Write and remove a page: raises `NotDurableError` where a delivery would not be taken."""
         await self._run(self._file.check)

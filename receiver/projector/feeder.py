@@ -14,12 +14,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from receiver.delivery import NotDurableError
+from receiver.delivery import Delivery, NotDurableError
 from receiver.journal.journal import Journal
-from receiver.journal.record import Record
+from receiver.journal.record import Record, decode, encode
 from receiver.metrics import Metrics
+from receiver.projector.batch import Batch, after_death
 from receiver.projector.messages import ClosedError, Kind, in_json
 from receiver.projector.outcome import Outcome
 from receiver.projector.process import WorkerProcess
@@ -35,12 +36,6 @@ _LONGEST_PAUSE = 10.0
 _TIDY_EVERY = 5.0  # seconds
 
 
-class _Batch(NamedTuple):
-    kind: Kind
-    last_id: int
-    payload: bytes
-
-
 class Feeder:
     """Moves what is in `journal` to the database at `database_url`. `wake` is set when there is something to do."""
 
@@ -52,9 +47,11 @@ class Feeder:
         self._task: asyncio.Task[None] | None = None
         self._worker: WorkerProcess | None = None
         self._has_worked = False  # the worker
+        self._has_begun = False  # to store the first of what is on the way
+        self._aside: set[bytes] = set()  # digests of what has ended workers, and is not to be stored as others are
         self._is_up: bool | None = None  # the database, as far as known
-        self._on_the_way: deque[_Batch] = deque()
-        self._to_repeat: deque[_Batch] = deque()
+        self._on_the_way: deque[Batch] = deque()
+        self._to_repeat: deque[Batch] = deque()
         self._sent = 0  # id of the last record that was sent
         self._kept_sent: int | None = None  # likewise of those that are offered again, while they are
         self._kept_is_next = False
@@ -87,6 +84,7 @@ class Feeder:
         pause = _SHORTEST_PAUSE
         while True:
             details = await self._run_worker()
+            self._is_up = None
             self._metrics.database_up.set(0)
             self._metrics.projector_restarts_total.inc()
             logger.error("projector ended, starting it again", extra=details)
@@ -97,7 +95,7 @@ class Feeder:
 
     async def _run_worker(self) -> dict[str, Any]:
         """Start a worker and feed it until it ends; returns how it ended."""
-        self._has_worked, self._is_up = False, None
+        self._has_worked = False
         try:
             worker = await WorkerProcess.start(self._database_url)
         except OSError as error:
@@ -105,7 +103,7 @@ class Feeder:
         self._worker = worker
         code = 0
         try:
-            self._repeat_what_was_on_the_way()
+            await self._repeat_what_was_on_the_way()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._feed(worker))
                 group.create_task(self._listen(worker))
@@ -116,12 +114,27 @@ class Feeder:
         names = {int(one): one.name for one in signal.Signals}
         return {"signal": names.get(-code, str(-code))} if code < 0 else {"exit_code": code}
 
-    def _repeat_what_was_on_the_way(self) -> None:
+    async def _repeat_what_was_on_the_way(self) -> None:
+        if self._on_the_way and self._has_begun:
+            ended_it = self._on_the_way.popleft()
+            instead = after_death(ended_it)
+            self._on_the_way.extendleft(reversed(instead))
+            if not instead:
+                (delivery,) = decode(ended_it.payload)
+                path = await self._persistently(lambda: self._journal.put_aside(delivery))
+                self._note_aside(delivery, str(path))
+                await self._persistently(lambda: self._journal.store(ended_it.last_id))
+        self._has_begun = False
         self._to_repeat.extendleft(reversed(self._on_the_way))
         self._on_the_way.clear()
         # The worker stores one after the other: only the first may be in the database.
         if self._to_repeat and self._to_repeat[0].kind is Kind.BATCH:
             self._to_repeat[0] = self._to_repeat[0]._replace(kind=Kind.BATCH_AGAIN)
+
+    def _note_aside(self, delivery: Delivery, where: str) -> None:
+        self._aside.add(delivery.digest)
+        details = {"endpoint": delivery.endpoint, "digest": delivery.digest.hex(), "moved_to": where}
+        logger.error("delivery that ends the projector put aside", extra=details)
 
     async def _feed(self, worker: WorkerProcess) -> None:
         for path in self._damaged:
@@ -150,7 +163,7 @@ class Feeder:
             self._damaged = [path for path in self._damaged if path.exists()] + [self._journal.damaged.get()]
             await worker.send(Kind.DAMAGED, in_json(str(self._damaged[-1])))
 
-    async def _next(self) -> _Batch | None:
+    async def _next(self) -> Batch | None:
         """A batch that waits, and after it one that was kept, so that neither waits for the other."""
         takes = [self._next_waiting, self._next_kept]
         for take in reversed(takes) if self._kept_is_next else takes:
@@ -160,7 +173,7 @@ class Feeder:
                 return batch
         return None
 
-    async def _next_waiting(self) -> _Batch | None:
+    async def _next_waiting(self) -> Batch | None:
         if self._to_repeat:
             return self._to_repeat.popleft()
         records = await self._persistently(lambda: self._journal.read(self._sent, _BATCH))
@@ -169,13 +182,19 @@ class Feeder:
         self._sent = records[-1].id
         return _batch(Kind.BATCH, records)
 
-    async def _next_kept(self) -> _Batch | None:
+    async def _next_kept(self) -> Batch | None:
         if self._kept_sent is None or self._stopping:
             return None
         after = self._kept_sent
         records = await self._persistently(lambda: self._journal.read_kept(after, _BATCH))
         self._kept_sent = records[-1].id if records else None
-        return _batch(Kind.BATCH_KEPT, records) if records else None
+        if not records:
+            return None
+        batch = _batch(Kind.BATCH_KEPT, records)
+        if self._aside:
+            others = (one for one in decode(batch.payload) if one.digest not in self._aside)
+            batch = batch._replace(payload=encode(others))
+        return batch
 
     async def _tidy(self) -> None:
         """Remove what was kept for long enough; not while the database, or a part of what it had, may be lost."""
@@ -190,6 +209,8 @@ class Feeder:
 
     async def _take(self, report: dict[str, Any]) -> None:
         """Count what the worker reports, and note what it has stored."""
+        if "begins" in report:
+            self._has_begun = True
         if "outcome" in report:
             outcome = Outcome.from_json(report["outcome"])
             if report.get("batch"):
@@ -197,6 +218,7 @@ class Feeder:
                 # Counted last: should this be cut short by the worker's end, the batch is sent and counted again.
                 await self._note_stored(self._on_the_way[0], outcome)
                 self._on_the_way.popleft()
+                self._has_begun = False
             self._count(outcome)
         for state, count in report.get("streams", {}).items():
             self._metrics.streams.labels(state).set(count)
@@ -217,11 +239,14 @@ class Feeder:
             self._latest.note_latest(event_type, at)
             self._metrics.last_event_timestamp_seconds.labels(event_type).set(self._latest.latest[event_type])
 
-    async def _note_stored(self, batch: _Batch, outcome: Outcome) -> None:
+    async def _note_stored(self, batch: Batch, outcome: Outcome) -> None:
         if batch.kind is Kind.BATCH_KEPT:
             self._metrics.events_restored_total.inc(outcome.new)
         else:
             await self._persistently(lambda: self._journal.store(batch.last_id))
+        if batch.kind is Kind.BATCH_UNPARSED:
+            for delivery in decode(batch.payload):
+                self._note_aside(delivery, "quarantine")
 
     async def _persistently(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Do what needs the journal's disk until that works."""
@@ -235,5 +260,5 @@ class Feeder:
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _batch(kind: Kind, records: list[Record]) -> _Batch:
-    return _Batch(kind, records[-1].id, b"".join(record.data for record in records))
+def _batch(kind: Kind, records: list[Record]) -> Batch:
+    return Batch(kind, records[-1].id, b"".join(record.data for record in records))

@@ -19,9 +19,10 @@ class Kind(IntEnum):
     BATCH_AGAIN = 4  # of which nobody knows whether a worker that has ended had stored it
     BATCH_KEPT = 5  # which was stored, and may be lost
     REPORT = 6  # from the worker
+    BATCH_UNPARSED = 7  # which goes to quarantine as it is: to store it otherwise has ended workers
 
 
-BATCHES = (Kind.BATCH, Kind.BATCH_AGAIN, Kind.BATCH_KEPT)
+BATCHES = (Kind.BATCH, Kind.BATCH_AGAIN, Kind.BATCH_KEPT, Kind.BATCH_UNPARSED)
 
 
 class ClosedError(Exception):

@@ -32,7 +32,11 @@ class Store:
         What was there already is a duplicate where the batch is new, was stored by the worker that has ended where it
         is tried again, and is not counted where the batch was kept.
         """
-        rows: Sequence[Row] = [to_row(delivery) for delivery in deliveries]
+        rows: Sequence[Row]
+        if kind is Kind.BATCH_UNPARSED:
+            rows = [quarantine_row(delivery, delivery.quarantine_reason or "crash") for delivery in deliveries]
+        else:
+            rows = [to_row(delivery) for delivery in deliveries]
         if kind is Kind.BATCH_KEPT:
             deliveries, rows = self._without_retried(deliveries, rows)
         try:
@@ -77,7 +81,7 @@ class Store:
 
 def _count(rows: Sequence[Row], stored: Stored, kind: Kind) -> Outcome:
     counted = Outcome(new=len(stored.events) + len(stored.quarantine))
-    if kind is Kind.BATCH_AGAIN:
+    if kind in (Kind.BATCH_AGAIN, Kind.BATCH_UNPARSED):
         of_reasons = {_key(row) for row in rows if "reason" in row}
         stored = Stored({_key(row) for row in rows if "reason" not in row}, of_reasons)
     for row in rows:

@@ -87,6 +87,7 @@ class Worker:
             self._receive(0 if self._has_more else self._streams_counted_at + _COUNT_STREAMS_EVERY - time.monotonic())
         if self._batch is not None:
             kind, data = self._batch
+            self._channel.send(begins=True)
             outcome = self._store.store(decode(data), kind)
             self._channel.send(outcome=outcome.to_json(), batch=True)
             self._batch = None

@@ -110,7 +110,7 @@ def test_each_auth_type_is_described() -> None:
 def test_each_quarantine_reason_is_described() -> None:
     """The page has each reason for which a body is kept in quarantine, and no other."""
     found = first_codes(section(TABLES, "quarantine"))
-    assert found[found.index("body") + 1 :] == [*Reason, "refused", "stale"]
+    assert found[found.index("body") + 1 :] == [*Reason, "refused", "crash", "stale"]
 
 
 # Log messages.

@@ -99,7 +99,7 @@ class Line:
             # In the loop, where nothing is half-way between the journal's count and that of the outcomes.
             return self.metric("journal_events") == 0 and not self.feeder._on_the_way  # noqa: SLF001
 
-        wait_until(lambda: self.run(is_drained()), "an empty journal")
+        wait_until(lambda: self.run(is_drained()), "an empty journal", 180)
 
     def settle(self) -> None:
         """Wait until nothing waits, and all that is kept was offered to a database that is up: nothing is under way."""

@@ -12,7 +12,10 @@ from urllib.parse import quote
 
 import pytest
 
-from receiver.database.schema import events
+from receiver.database.schema import events, quarantine
+from receiver.delivery import Delivery
+from receiver.journal.recovery import Readable
+from receiver.projector import feeder
 from tests.helpers.line import Logs, body, delivery, laid, migrate, rows, started
 from tests.helpers.load import awaits_lock, held
 from tests.helpers.receiver import is_alive, running, wait_until
@@ -74,6 +77,105 @@ def test_killed_in_a_transaction(postgresql_url: str, tmp_path: Path) -> None:
     found = [row["sent_at"] for row in rows(postgresql_url, events)]
     assert found == sorted(found)
     assert len(found) == 1200
+
+
+DEADLY = """
+import os, signal
+from receiver.database import database, rows
+
+def or_die(work):
+    def wrapped(*arguments, **options):
+        if b"deadly" in repr(arguments).encode():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return work(*arguments, **options)
+    return wrapped
+
+"""
+
+
+@pytest.fixture
+def deadly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Let the worker die in a function when it is given what contains "deadly"."""
+    patched = tmp_path / "patched"
+    patched.mkdir()
+    (patched / "sitecustomize.py").write_text(DEADLY + f"{request.param} = or_die({request.param})")
+    monkeypatch.setenv("PYTHONPATH", str(patched))
+    monkeypatch.setattr(feeder, "_LONGEST_PAUSE", 0.1)
+
+
+def around(state: str) -> list[Delivery]:
+    """A deadly delivery among others."""
+    return [delivery(body(state=state if at != 2 else "deadly", job_id=f"job-{at}"), at) for at in range(4)]
+
+
+def line_of_log(logs: Logs, caplog: pytest.LogCaptureFixture) -> dict[str, object]:
+    """The one line about what is put aside."""
+    assert set(logs.own) == {"projector ended, starting it again", "delivery that ends the projector put aside"}
+    (line,) = [vars(one) for one in caplog.records if one.message == "delivery that ends the projector put aside"]
+    return line
+
+
+@pytest.mark.parametrize("deadly", ["rows.parse"], indirect=True)
+@pytest.mark.usefixtures("deadly")
+def test_delivery_that_ends_the_worker(
+    database_url: str, tmp_path: Path, logs: Logs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that ends each worker is found and goes to quarantine as it is; the others are stored, also those behind."""
+    migrate(database_url)
+    sent = around("CONNECTED")
+    with started(tmp_path, database_url, 3600) as line:
+        line.put(*sent)
+        line.put(delivery(body(state="END"), 9))
+        line.settle()
+        assert line.outcomes(EVENT) == {"stored": 4}
+        assert line.outcomes() == {"quarantined": 1}
+        assert line_of_log(logs, caplog)["moved_to"] == "quarantine"
+        # It is not offered again with what was kept, which would begin it all anew.
+        restarts = line.metric("projector_restarts_total")
+        os.kill(line.worker, signal.SIGKILL)
+        wait_until(lambda: line.metric("projector_restarts_total") == restarts + 1, "a restart")
+        line.settle()
+        assert line.metric("projector_restarts_total") == restarts + 1
+    assert [row["job_id"] for row in rows(database_url, events)] == [
+        *(f"job-{at}" for at in (0, 1, 3)),
+        "job",
+    ]
+    (kept,) = rows(database_url, quarantine)
+    assert (kept["reason"], kept["body"], kept["digest"]) == ("crash", sent[2].body, sent[2].digest)
+
+
+@pytest.mark.parametrize("deadly", ["database.Database.store"], indirect=True)
+@pytest.mark.usefixtures("deadly")
+def test_delivery_that_cannot_be_quarantined(
+    tmp_path: Path, logs: Logs, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where quarantining ends the worker too, it is kept in a file, which is recovered once storing works."""
+    url = f"sqlite:///{tmp_path}/receiver.db"
+    migrate(url)
+    with started(tmp_path, url) as line:
+        line.put(*around("CONNECTED"))
+        line.settle()
+        assert line.outcomes(EVENT) == {"stored": 3}
+        assert line.outcomes() == {}
+        assert line_of_log(logs, caplog)["moved_to"] == f"{tmp_path}/journal.db.aside"
+    monkeypatch.undo()
+    read = list(Readable(tmp_path / "journal.db.aside"))
+    assert read == [around("CONNECTED")[2]]
+    assert len(rows(url, events)) == 3
+
+
+def test_killed_while_it_stores_nothing(postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a worker is killed that could not even begin to store what waits, that is not put aside."""
+    monkeypatch.setattr(feeder, "_LONGEST_PAUSE", 0.1)
+    with started(tmp_path, postgresql_url) as line:
+        line.put(delivery(body(state="CONNECTED")))
+        for at in range(1, 9):  # more than before anything is put aside
+            wait_until(lambda at=at: line.metric("projector_errors_total", reason="schema") >= at, "an attempt")  # type: ignore[misc]
+            os.kill(line.worker, signal.SIGKILL)
+            wait_until(lambda at=at: line.metric("projector_restarts_total") == at, "a restart")  # type: ignore[misc]
+        migrate(postgresql_url)
+        line.settle()
+        assert line.outcomes(EVENT) == {"stored": 1}
 
 
 def test_worker_that_cannot_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: Logs) -> None:
