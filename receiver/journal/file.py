@@ -31,6 +31,7 @@ _T = TypeVar("_T")
 _PAGE_BYTES = 4096
 _SYNCHRONOUS = 2  # FULL: a commit is an fsync
 _RESERVED_BYTES = 16 * 2**20  # of the disk
+_LOOK_AT_SPACE_EVERY = 0.1  # seconds, while there is much of it
 _LARGEST_CHECK_BYTES = 64 * 2**20  # of a file that is checked as a whole when it is opened
 _REMOVALS = 20  # in the time that records are kept
 # TOOBIG: the size of a row is damaged.
@@ -61,6 +62,9 @@ class JournalFile:
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
         self._problem: str | None = None
+        self._synchronous = _SYNCHRONOUS
+        self._spare_bytes = 0  # that can be written before the disk is looked at again
+        self._space_seen_at = 0.0
         self._known: Fill | None = None  # of the file that is in use, which may have to be opened anew
         self.last_id = 0  # in any file
         self._stored_by: deque[tuple[float, int]] = deque()  # times, and the ids up to which all was stored by then
@@ -122,6 +126,7 @@ class JournalFile:
 
     def check(self) -> None:
         """Write and remove a page: fails where a delivery would not be taken."""
+        self._spare_bytes = 0
         self._transaction(lambda connection, fill: table.try_insert(connection, fill, _PAGE_BYTES), adds=_PAGE_BYTES)
 
     def close(self) -> None:
@@ -138,7 +143,7 @@ class JournalFile:
             while True:
                 try:
                     if adds is not None:
-                        _check_space(self._path, adds, connection)
+                        self._check_space(adds, fill)
                     self._write(connection, fill, write, synchronous=_SYNCHRONOUS if adds is not None else 1)
                 except (sqlite3.Error, OSError) as error:
                     # What is kept is not to cost a delivery that comes now.
@@ -164,12 +169,31 @@ class JournalFile:
     ) -> Fill:
         # What is said of stored deliveries has no sync of its own (1 is NORMAL): the next commit's brings it along.
         # What a power cut brings back is recognised by the database.
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.execute("BEGIN IMMEDIATE")
+        if self._synchronous != synchronous:
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+            self._synchronous = synchronous
         fill = write(connection, fill)
-        connection.execute("COMMIT")
-        self._note(connection, fill)
+        self._note(fill)
         return fill
+
+    def _check_space(self, adds: int, fill: Fill) -> None:
+        """Leave so much of the disk that deliveries can still be removed: on a full disk SQLite cannot delete either.
+
+        Where there is room for much more, the disk is not looked at each time.
+        """
+        # Twice: once in the WAL, once in the file, where room that was removed from is used again.
+        self._spare_bytes -= 2 * adds
+        now = time.monotonic()
+        if self._spare_bytes > 0 and now < self._space_seen_at + _LOOK_AT_SPACE_EVERY:
+            return
+        self._spare_bytes = 0
+        disk = os.statvfs(self._path.parent)
+        reserve = min(_RESERVED_BYTES, disk.f_blocks * disk.f_frsize // 8)
+        grows = fill.pages * _PAGE_BYTES - self._path.stat().st_size  # when the WAL is brought into the file
+        left = disk.f_bavail * disk.f_frsize + fill.free_pages * _PAGE_BYTES - grows - 2 * adds - reserve
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._spare_bytes, self._space_seen_at = left // 2, now
 
     def _attempt(self, work: Callable[[sqlite3.Connection, Fill], _T]) -> _T:
         try:
@@ -216,7 +240,8 @@ class JournalFile:
     def _opened(self) -> tuple[sqlite3.Connection, Fill]:
         if self._connection is None or self._known is None:
             self._connection, fill = self._open()
-            self._note(self._connection, fill)
+            self._synchronous, self._spare_bytes = _SYNCHRONOUS, 0
+            self._note(fill)
             return self._connection, fill
         return self._connection, self._known
 
@@ -241,9 +266,9 @@ class JournalFile:
             connection.close()
             raise
 
-    def _note(self, connection: sqlite3.Connection, fill: Fill) -> None:
+    def _note(self, fill: Fill) -> None:
         self._known, self.last_id = fill, fill.last
-        used = _bytes(connection, "page_count") - _bytes(connection, "freelist_count")
+        used = (fill.pages - fill.free_pages) * _PAGE_BYTES
         if fill.kept_bytes:  # the part that waits
             used = used * fill.waiting_bytes // (fill.waiting_bytes + fill.kept_bytes)
         self._metrics.journal_events.set(fill.deliveries)
@@ -291,21 +316,6 @@ def _set_up(connection: sqlite3.Connection, path: Path, max_pages: int) -> None:
 def _roll_back(connection: sqlite3.Connection) -> None:
     if connection.in_transaction:
         connection.execute("ROLLBACK")
-
-
-def _bytes(connection: sqlite3.Connection, pragma: str) -> int:
-    pages: int = connection.execute(f"PRAGMA {pragma}").fetchone()[0]
-    return pages * _PAGE_BYTES
-
-
-def _check_space(path: Path, adds: int, connection: sqlite3.Connection) -> None:
-    """Leave so much of the disk that deliveries can still be removed: on a full disk SQLite cannot delete either."""
-    disk = os.statvfs(path.parent)
-    reserve = min(_RESERVED_BYTES, disk.f_blocks * disk.f_frsize // 8)
-    grows = _bytes(connection, "page_count") - path.stat().st_size  # when the WAL is brought into the file
-    # Twice: once in the WAL, once in the file, where room that was removed from is used again.
-    if disk.f_bavail * disk.f_frsize + _bytes(connection, "freelist_count") - grows - 2 * adds < reserve:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _is_full(error: Exception) -> bool:

@@ -1,7 +1,8 @@
 """The journal's tables: records, whose ids have no gaps, and two of their ids, up to which all is stored, or written.
 
 What is stored may stay for a while: such records are *kept*, all others *wait*. Functions that write return the fill
-as it is after the COMMIT.
+as it is then. Each is one statement, and so a transaction of its own: SQLite gives up the interpreter's lock with each
+call, and to get it back takes longer than the call where the event loop is busy.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from receiver.delivery import Delivery
@@ -20,12 +21,15 @@ SCHEMA = (
     id INTEGER PRIMARY KEY, deliveries INTEGER NOT NULL, oldest REAL NOT NULL, crc INTEGER NOT NULL,
     data BLOB NOT NULL)""",
     "CREATE TABLE IF NOT EXISTS position (one INTEGER PRIMARY KEY, stored INTEGER NOT NULL, crc INTEGER NOT NULL)",
+    # As `_mixed` does. A row without deliveries is none that stays.
+    """CREATE TRIGGER IF NOT EXISTS note_last AFTER INSERT ON records WHEN NEW.deliveries > 0 BEGIN
+    INSERT OR REPLACE INTO position VALUES (2, NEW.id, NEW.id % 2147483647 * 2654435761 & 4294967295); END""",
 )
 SELECT_AFTER = "SELECT id, deliveries, oldest, crc, data FROM records WHERE id > ? ORDER BY id LIMIT ?"
-_INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?)"
+_PAGES = "(SELECT page_count FROM pragma_page_count), (SELECT freelist_count FROM pragma_freelist_count)"
+_INSERT = f"INSERT INTO records VALUES (?, ?, ?, ?, ?) RETURNING {_PAGES}"  # noqa: S608 (constants)
 _INSERT_BYTES = "INSERT INTO records VALUES (?, 0, 0, 0, zeroblob(?))"
 _SUMS = "SELECT count(*), sum(deliveries), sum(length(data)) FROM records WHERE id > ? AND id <= ?"
-_STORED, _LAST = 1, 2  # rows of `position`: all up to this id is stored, and this is the id that was written last
 _LARGEST_READ_BYTES = 8 * 2**20
 _PARTS = 16
 
@@ -33,7 +37,8 @@ _PARTS = 16
 class Fill(NamedTuple):
     """What the file holds: the ids from `first` to `last`, of which those up to `stored` are kept and the rest wait.
 
-    `deliveries` and `waiting_bytes` are those that wait, `oldest` is the time of the first of them.
+    `deliveries` and `waiting_bytes` are those that wait, `oldest` is the time of the first of them. Of the file's
+    `pages`, `free_pages` are not used.
     """
 
     first: int
@@ -43,6 +48,8 @@ class Fill(NamedTuple):
     waiting_bytes: int
     kept_bytes: int
     oldest: float | None
+    pages: int
+    free_pages: int
 
 
 def load(connection: sqlite3.Connection, known: Fill | None) -> Fill:
@@ -50,62 +57,67 @@ def load(connection: sqlite3.Connection, known: Fill | None) -> Fill:
     # Apart, because SQLite looks up a min or a max alone, and scans the table for both.
     (first,) = connection.execute("SELECT min(id) FROM records").fetchone()
     (last,) = connection.execute("SELECT max(id) FROM records").fetchone()
-    stored = _id_in(connection, _STORED)
+    stored = _position(connection)
     if first is None:
         first, last = (stored or 0) + 1, stored or 0
     if stored is None:  # damaged: all is offered to the database again
         stored = first - 1
-    written = max(_id_in(connection, _LAST) or 0, known.last if known is not None else 0)
+    written = max(_last_written(connection), known.last if known is not None else 0)
     if not first - 1 <= stored <= last or last < written:
         raise DamagedError("rows are missing")
     _, kept_bytes = _sums(connection, first - 1, stored)
     deliveries, waiting_bytes = _sums(connection, stored, last)
-    return Fill(first, stored, last, deliveries, waiting_bytes, kept_bytes, _oldest(connection, stored))
+    oldest = _oldest(connection, stored)
+    return Fill(first, stored, last, deliveries, waiting_bytes, kept_bytes, oldest, *_pages(connection))
 
 
 def begin(connection: sqlite3.Connection, last: int) -> None:
     """Let a new file's ids begin behind `last`."""
-    _set_id(connection, _STORED, last)
+    _set_position(connection, last)
 
 
 def insert(connection: sqlite3.Connection, fill: Fill, deliveries: Sequence[Delivery]) -> Fill:
     """Add a record."""
     record = to_record(fill.last + 1, deliveries)
-    connection.execute(_INSERT, record)
-    _set_id(connection, _LAST, record.id)
+    ((pages, free_pages),) = connection.execute(_INSERT, record).fetchall()
     return fill._replace(
         last=record.id,
         deliveries=fill.deliveries + len(deliveries),
         waiting_bytes=fill.waiting_bytes + len(record.data),
         oldest=record.oldest if fill.oldest is None else fill.oldest,
+        pages=pages,
+        free_pages=free_pages,
     )
 
 
 def try_insert(connection: sqlite3.Connection, fill: Fill, size: int) -> Fill:
-    """Add a row of this size and remove it."""
+    """Add a row of this size and remove it, in one transaction."""
+    connection.execute("BEGIN IMMEDIATE")
     connection.execute(_INSERT_BYTES, (fill.last + 1, size))
     connection.execute("DELETE FROM records WHERE id = ?", (fill.last + 1,))
-    return fill
+    connection.execute("COMMIT")
+    return _with_pages(connection, fill)
 
 
 def store(connection: sqlite3.Connection, fill: Fill, up_to: int) -> Fill:
     """Note that all up to an id is stored."""
     deliveries, size = _sums(connection, fill.stored, up_to)
-    _set_id(connection, _STORED, up_to)
-    return fill._replace(
+    _set_position(connection, up_to)
+    fill = fill._replace(
         stored=up_to,
         deliveries=fill.deliveries - deliveries,
         waiting_bytes=fill.waiting_bytes - size,
         kept_bytes=fill.kept_bytes + size,
         oldest=_oldest(connection, up_to),
     )
+    return _with_pages(connection, fill)
 
 
 def remove(connection: sqlite3.Connection, fill: Fill, up_to: int) -> Fill:
     """Remove records that are kept, up to an id."""
     _, size = _sums(connection, fill.first - 1, up_to)
     connection.execute("DELETE FROM records WHERE id <= ?", (up_to,))
-    return fill._replace(first=up_to + 1, kept_bytes=fill.kept_bytes - size)
+    return _with_pages(connection, fill._replace(first=up_to + 1, kept_bytes=fill.kept_bytes - size))
 
 
 def remove_part(connection: sqlite3.Connection, fill: Fill) -> Fill:
@@ -147,15 +159,36 @@ def _oldest(connection: sqlite3.Connection, after: int) -> float | None:
     return row[0] if row and isinstance(row[0], float) else None  # damaged, which `read` will find
 
 
-def _id_in(connection: sqlite3.Connection, row: int) -> int | None:
+def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
+    pages, free_pages = connection.execute(f"SELECT {_PAGES}").fetchone()
+    return pages, free_pages
+
+
+def _with_pages(connection: sqlite3.Connection, fill: Fill) -> Fill:
+    pages, free_pages = _pages(connection)
+    return fill._replace(pages=pages, free_pages=free_pages)
+
+
+def _position(connection: sqlite3.Connection) -> int | None:
+    return _id_in(connection, 1, lambda stored: zlib.crc32(struct.pack("<q", stored)))
+
+
+def _set_position(connection: sqlite3.Connection, stored: int) -> None:
+    crc = zlib.crc32(struct.pack("<q", stored))
+    connection.execute("INSERT OR REPLACE INTO position VALUES (1, ?, ?)", (stored, crc))
+
+
+def _last_written(connection: sqlite3.Connection) -> int:
+    """The id of the last record that was ever inserted, or 0 where that is not known."""
+    return _id_in(connection, 2, _mixed) or 0
+
+
+def _id_in(connection: sqlite3.Connection, row: int, checksum: Callable[[int], int]) -> int | None:
     """The id in a row of `position`; None where there is none, or a damaged one."""
     found = connection.execute("SELECT stored, crc FROM position WHERE one = ?", (row,)).fetchone()
-    return found[0] if found and isinstance(found[0], int) and found[1] == _checksum(found[0]) else None
+    return found[0] if found and isinstance(found[0], int) and found[1] == checksum(found[0]) else None
 
 
-def _set_id(connection: sqlite3.Connection, row: int, value: int) -> None:
-    connection.execute("INSERT OR REPLACE INTO position VALUES (?, ?, ?)", (row, value, _checksum(value)))
-
-
-def _checksum(value: int) -> int:
-    return zlib.crc32(struct.pack("<q", value))
+def _mixed(record_id: int) -> int:
+    """A checksum that SQL can make: by Knuth's multiplicative hash."""
+    return record_id % 2147483647 * 2654435761 & 4294967295
