@@ -130,7 +130,13 @@ class JournalFile:
         self._transaction(lambda connection, fill: table.try_insert(connection, fill, _PAGE_BYTES), adds=_PAGE_BYTES)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file in order."""
+        if self._connection is not None and self._known is not None:
+            with contextlib.suppress(sqlite3.Error):
+                table.note_last(self._connection, self._known)
+        self._close()
+
+    def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -205,7 +211,7 @@ class JournalFile:
         """Leave the file fit for the next use, and log the first failure of several; returns the problem."""
         if not _is_full(error):
             # After an I/O error nothing that this connection holds in memory is to be trusted: open the file anew.
-            self.close()
+            self._close()
         elif self._connection is not None:
             with contextlib.suppress(sqlite3.Error):  # then the next attempt fails, and opens the file anew
                 _roll_back(self._connection)
@@ -231,7 +237,7 @@ class JournalFile:
         try:
             target = move_aside(self._path)
         finally:
-            self.close()
+            self._close()
         self._known = None
         self.damaged.put(target)
         details = {"moved_to": str(target), "problem": str(error)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from receiver.delivery import Delivery
@@ -21,15 +21,14 @@ SCHEMA = (
     id INTEGER PRIMARY KEY, deliveries INTEGER NOT NULL, oldest REAL NOT NULL, crc INTEGER NOT NULL,
     data BLOB NOT NULL)""",
     "CREATE TABLE IF NOT EXISTS position (one INTEGER PRIMARY KEY, stored INTEGER NOT NULL, crc INTEGER NOT NULL)",
-    # As `_mixed` does. A row without deliveries is none that stays.
-    """CREATE TRIGGER IF NOT EXISTS note_last AFTER INSERT ON records WHEN NEW.deliveries > 0 BEGIN
-    INSERT OR REPLACE INTO position VALUES (2, NEW.id, NEW.id % 2147483647 * 2654435761 & 4294967295); END""",
 )
 SELECT_AFTER = "SELECT id, deliveries, oldest, crc, data FROM records WHERE id > ? ORDER BY id LIMIT ?"
 _PAGES = "(SELECT page_count FROM pragma_page_count), (SELECT freelist_count FROM pragma_freelist_count)"
 _INSERT = f"INSERT INTO records VALUES (?, ?, ?, ?, ?) RETURNING {_PAGES}"  # noqa: S608 (constants)
 _INSERT_BYTES = "INSERT INTO records VALUES (?, 0, 0, 0, zeroblob(?))"
 _SUMS = "SELECT count(*), sum(deliveries), sum(length(data)) FROM records WHERE id > ? AND id <= ?"
+# Rows of `position`: all up to this id is stored, and at least up to this one there were records.
+_STORED, _LAST = 1, 2
 _LARGEST_READ_BYTES = 8 * 2**20
 _PARTS = 16
 
@@ -57,12 +56,12 @@ def load(connection: sqlite3.Connection, known: Fill | None) -> Fill:
     # Apart, because SQLite looks up a min or a max alone, and scans the table for both.
     (first,) = connection.execute("SELECT min(id) FROM records").fetchone()
     (last,) = connection.execute("SELECT max(id) FROM records").fetchone()
-    stored = _position(connection)
+    stored = _id_in(connection, _STORED)
     if first is None:
         first, last = (stored or 0) + 1, stored or 0
     if stored is None:  # damaged: all is offered to the database again
         stored = first - 1
-    written = max(_last_written(connection), known.last if known is not None else 0)
+    written = max(_id_in(connection, _LAST) or 0, known.last if known is not None else 0)
     if not first - 1 <= stored <= last or last < written:
         raise DamagedError("rows are missing")
     _, kept_bytes = _sums(connection, first - 1, stored)
@@ -73,7 +72,7 @@ def load(connection: sqlite3.Connection, known: Fill | None) -> Fill:
 
 def begin(connection: sqlite3.Connection, last: int) -> None:
     """Let a new file's ids begin behind `last`."""
-    _set_position(connection, last)
+    _set_position(connection, last, last)
 
 
 def insert(connection: sqlite3.Connection, fill: Fill, deliveries: Sequence[Delivery]) -> Fill:
@@ -102,7 +101,7 @@ def try_insert(connection: sqlite3.Connection, fill: Fill, size: int) -> Fill:
 def store(connection: sqlite3.Connection, fill: Fill, up_to: int) -> Fill:
     """Note that all up to an id is stored."""
     deliveries, size = _sums(connection, fill.stored, up_to)
-    _set_position(connection, up_to)
+    _set_position(connection, up_to, fill.last)
     fill = fill._replace(
         stored=up_to,
         deliveries=fill.deliveries - deliveries,
@@ -111,6 +110,15 @@ def store(connection: sqlite3.Connection, fill: Fill, up_to: int) -> Fill:
         oldest=_oldest(connection, up_to),
     )
     return _with_pages(connection, fill)
+
+
+def note_last(connection: sqlite3.Connection, fill: Fill) -> None:
+    """Note the id of the last record, so that it is missed where it is gone when the file is opened again.
+
+    Not with each record, which would write a page more. After a crash the last ones are in the WAL, which has
+    checksums of its own.
+    """
+    _set_position(connection, fill.stored, fill.last)
 
 
 def remove(connection: sqlite3.Connection, fill: Fill, up_to: int) -> Fill:
@@ -169,26 +177,16 @@ def _with_pages(connection: sqlite3.Connection, fill: Fill) -> Fill:
     return fill._replace(pages=pages, free_pages=free_pages)
 
 
-def _position(connection: sqlite3.Connection) -> int | None:
-    return _id_in(connection, 1, lambda stored: zlib.crc32(struct.pack("<q", stored)))
-
-
-def _set_position(connection: sqlite3.Connection, stored: int) -> None:
-    crc = zlib.crc32(struct.pack("<q", stored))
-    connection.execute("INSERT OR REPLACE INTO position VALUES (1, ?, ?)", (stored, crc))
-
-
-def _last_written(connection: sqlite3.Connection) -> int:
-    """The id of the last record that was ever inserted, or 0 where that is not known."""
-    return _id_in(connection, 2, _mixed) or 0
-
-
-def _id_in(connection: sqlite3.Connection, row: int, checksum: Callable[[int], int]) -> int | None:
+def _id_in(connection: sqlite3.Connection, row: int) -> int | None:
     """The id in a row of `position`; None where there is none, or a damaged one."""
     found = connection.execute("SELECT stored, crc FROM position WHERE one = ?", (row,)).fetchone()
-    return found[0] if found and isinstance(found[0], int) and found[1] == checksum(found[0]) else None
+    return found[0] if found and isinstance(found[0], int) and found[1] == _checksum(found[0]) else None
 
 
-def _mixed(record_id: int) -> int:
-    """A checksum that SQL can make: by Knuth's multiplicative hash."""
-    return record_id % 2147483647 * 2654435761 & 4294967295
+def _set_position(connection: sqlite3.Connection, stored: int, last: int) -> None:
+    values = _STORED, stored, _checksum(stored), _LAST, last, _checksum(last)
+    connection.execute("INSERT OR REPLACE INTO position VALUES (?, ?, ?), (?, ?, ?)", values)
+
+
+def _checksum(value: int) -> int:
+    return zlib.crc32(struct.pack("<q", value))
