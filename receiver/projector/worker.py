@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -159,7 +160,9 @@ def main() -> None:
         channel = Channel(connection)
         message = channel.receive()
         if message is not None:
-            Worker(channel, json.loads(message[1])["database_url"]).run()
+            worker = Worker(channel, json.loads(message[1])["database_url"])
+            gc.freeze()  # all that was imported, which is not searched for garbage again and again
+            worker.run()
 
 
 def _end_with(parent: int) -> None:
