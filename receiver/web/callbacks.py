@@ -34,6 +34,7 @@ Header = tuple[bytes, bytes]
 HEALTH_PATH = "/healthz"
 # Answers: status, body, and headers beside those of JSON.
 _ACCEPTED = (200, b'{"status":"accepted"}')
+_ACCEPTED_HEAD = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(_ACCEPTED[1])
 _METHOD_NOT_ALLOWED = (405, b'{"error":"method not allowed"}', (b"allow", b"POST"))
 _UNAUTHORIZED = (401, b'{"error":"unauthorized"}')
 _REJECTIONS: dict[str, tuple[int, bytes] | tuple[int, bytes, Header]] = {  # by reason; others are _UNAUTHORIZED
@@ -131,9 +132,11 @@ class Callback:
             await _answer(send, *_REJECTIONS.get(reason, _UNAUTHORIZED))
         else:
             self._accepted.inc()
-            if (extensions := scope.get("extensions")) is not None:
+            extensions = scope.get("extensions")
+            if extensions is not None:
                 extensions["accepted"]()  # from now on the server counts the connection as authenticated
-            await _answer(send, *_ACCEPTED)
+            if extensions is None or not extensions["answer"](_ACCEPTED_HEAD, _ACCEPTED[1]):
+                await _answer(send, *_ACCEPTED)
         self._metrics.callback_duration_seconds.observe(time.perf_counter() - started)
 
     async def _accept(self, scope: Scope, receive: Receive) -> None:
