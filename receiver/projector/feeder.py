@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 500  # deliveries
 _MOST_ON_THE_WAY = 2  # batches: one that is stored, and one so that the worker need not wait for it
-_LINGER = 0.1  # seconds
+_LINGER = 0.25  # seconds
 _SHORTEST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 10.0
 _TIDY_EVERY = 5.0  # seconds
