@@ -44,7 +44,7 @@ JOURNAL_FILE = "receiver/journal/file.py"
 DAMAGED = "receiver/journal/damaged.py"
 FEEDER, WORKER = "receiver/projector/feeder.py", "receiver/projector/worker.py"
 RECORD, INBOX = "receiver/journal/record.py", "receiver/journal/inbox.py"
-RECOVERY = "receiver/projector/recovery.py"
+RECOVERY, STORE = "receiver/projector/recovery.py", "receiver/projector/store.py"
 ENGINE = "receiver/database/engine.py"
 STREAMS = "receiver/database/streams.py"
 KILL, POWER, DISK, FLEET = (f"tests/faults/test_{name}.py" for name in ("kill", "power", "disk", "fleet"))
@@ -232,6 +232,31 @@ MUTANTS = (
         "the file is not checked as a whole",
         ("tests/journal/test_damage.py::test_rows_that_are_gone_at_the_end",),
         (Change(JOURNAL_FILE, '        if found != "ok":', "        if False:"),),
+    ),
+    Mutant(
+        "the last row is not noted",
+        ("tests/journal/test_damage.py::test_rows_that_are_gone_at_the_end",),
+        (Change(JOURNAL_FILE, "table.note_last(self._connection, self._known)", "pass"),),
+    ),
+    Mutant(
+        "what was retried comes back into quarantine",
+        ("tests/projector/test_keep.py::test_what_was_moved_out_of_quarantine_stays_out",),
+        (Change(STORE, "        if kind is Kind.BATCH_KEPT:\n", "        if False:\n"),),
+    ),
+    Mutant(
+        "a delivery that ends the worker blocks all behind it",
+        ("tests/projector/test_worker.py::test_delivery_that_ends_the_worker",),
+        (Change("receiver/projector/batch.py", "if deaths < _MOST_DEATHS:", "if True:"),),
+    ),
+    Mutant(
+        "what ended the worker is offered again",
+        ("tests/projector/test_worker.py::test_delivery_that_ends_the_worker",),
+        (Change(FEEDER, "        if self._aside:", "        if False:"),),
+    ),
+    Mutant(
+        "what waits while workers die of something else is put aside",
+        ("tests/projector/test_worker.py::test_killed_while_it_stores_nothing",),
+        (Change(FEEDER, "if self._on_the_way and self._has_begun:", "if self._on_the_way:"),),
     ),
     Mutant(
         "a chunk of an old journal is removed before it is written",
