@@ -126,7 +126,7 @@ def test_what_was_moved_out_of_quarantine_stays_out(database_url: str, database:
         sql(database_url, "DELETE FROM quarantine")  # as a failover might
         sql(database_url, "DELETE FROM events WHERE sent_at = (SELECT max(sent_at) FROM events)")
         os.kill(line.worker, signal.SIGKILL)
-        wait_until(lambda: line.metric("events_restored_total") == 2, "what was lost")
+        wait_until(lambda: line.metric("events_restored_total") >= 2, "what was lost")
         line.settle()
         assert line.metric("events_restored_total") == 2
     assert [row["reason"] for row in rows(database_url, quarantine)] == ["not_json"]
