@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, event, func, select, text
 
+from receiver.database.commits import require_durable_commits, require_replicated
 from receiver.database.engine import READ_ONLY, Deadline, connect
 from receiver.database.errors import refusals
 from receiver.database.insert import Key, Row, distinct, insert_new
@@ -37,6 +38,7 @@ class Database:
         self.is_sqlite = self._engine.dialect.name == "sqlite"
         self.connections = 0  # that were made
         event.listen(self._engine, "connect", self._count_connection)
+        require_durable_commits(self._engine)
 
     def close(self) -> None:
         """Close all connections. It can be used again: then it opens new ones."""
@@ -44,10 +46,12 @@ class Database:
 
     @contextmanager
     def transaction(self, *, read_only: bool = False) -> Iterator[Connection]:
-        """A transaction that is cut off at the deadline."""
+        """A transaction that is cut off at the deadline. Raises `NotReplicatedError`."""
         engine = self._engine.execution_options(**{READ_ONLY: read_only})
         with self._deadline.watch(), engine.begin() as connection:
+            info = connection.info
             yield connection
+        require_replicated(info)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

@@ -12,6 +12,8 @@ from sqlalchemy import Connection, LargeBinary, Select, Table, Text, bindparam, 
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.dml import ReturningInsert
 
+from receiver.database.commits import wait_for_those_before
+
 Row = dict[str, Any]
 Key = tuple[datetime, bytes]  # (sent_at, digest), by which a repeat is known
 
@@ -36,8 +38,11 @@ def insert_new(connection: Connection, table: Table, rows: Mapping[Key, Row]) ->
 
 
 def _insert_postgresql(connection: Connection, table: Table, rows: Mapping[Key, Row]) -> set[Key]:
-    new = connection.execute(_insert_json(table), {"rows": rows_as_json(list(rows.values()))})
-    return {(sent_at, digest) for sent_at, digest in new}
+    found = connection.execute(_insert_json(table), {"rows": rows_as_json(list(rows.values()))})
+    new = {(sent_at, digest) for sent_at, digest in found}
+    if len(new) < len(rows):
+        wait_for_those_before(connection)
+    return new
 
 
 @cache

