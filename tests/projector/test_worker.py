@@ -16,7 +16,10 @@ from receiver.database.schema import events, quarantine
 from receiver.delivery import Delivery
 from receiver.journal.recovery import Readable
 from receiver.projector import feeder
-from tests.helpers.line import Logs, body, delivery, laid, migrate, rows, started
+from receiver.projector.channel import Channel
+from receiver.projector.messages import ClosedError
+from receiver.projector.worker import Worker
+from tests.helpers.line import Logs, body, connected, delivery, laid, migrate, rows, started
 from tests.helpers.load import awaits_lock, held
 from tests.helpers.receiver import is_alive, running, wait_until
 
@@ -271,3 +274,25 @@ def test_callbacks_process_needs_no_database(tmp_path: Path, module: str) -> Non
     """What takes callbacks does without the database's modules."""
     code = f"import sys, receiver.app; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, timeout=60).returncode == 0
+
+
+def test_attempts_go_on(tmp_path: Path) -> None:
+    """However long the database is away, it is tried again within two seconds: a standby that takes over is found."""
+
+    class Attempts(Channel):
+        """Takes no time, and ends after many attempts."""
+
+        pauses: list[float] = []  # noqa: RUF012 (of one test)
+
+        def pause(self, seconds: float) -> None:
+            self.pauses.append(seconds)
+            if len(self.pauses) == 30:
+                raise ClosedError
+
+    with connected() as (own, its):
+        its.setblocking(False)
+        channel = Attempts(own)
+        Worker(channel, f"sqlite:///{tmp_path}").run()  # which is a folder
+    assert len(channel.pauses) == 30
+    assert channel.pauses[0] <= 0.1
+    assert 1 <= max(channel.pauses) <= 2
