@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import pytest
 
 from tests.helpers.outcome import Outcome
+from tests.helpers.replication import PROGRAMS, Cluster, Node, new_cluster, new_template
+
+# For `make faults` alone: it takes minutes, and packages that the gate does not need.
+collect_ignore = [] if "FAULT_FAILOVERS" in os.environ else ["test_patroni.py"]
 
 
 @pytest.fixture
@@ -83,3 +87,29 @@ def chance() -> random.Random:
     seed = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(2**32))
     print(f"FAULT_SEED={seed}")  # noqa: T201 (pytest shows it where the test fails)
     return random.Random(seed)
+
+
+@pytest.fixture
+def failovers() -> int:
+    """How many times to have a standby take over."""
+    return int(os.environ.get("FAULT_FAILOVERS", "1"))
+
+
+@pytest.fixture
+def failed_attempts() -> int:
+    """How many attempts to store have to fail at the receiver's own deadline before anything else happens."""
+    return int(os.environ.get("FAULT_ATTEMPTS", "0"))
+
+
+@pytest.fixture(scope="session", params=PROGRAMS, ids=str)
+def template(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A stopped server with the receiver's database, of which clusters are made: of each PostgreSQL to test with."""
+    with new_template(request.param) as created:
+        yield created
+
+
+@pytest.fixture
+def cluster(template: Node) -> Iterator[Cluster]:
+    """A primary and its standby."""
+    with new_cluster(template) as created:
+        yield created

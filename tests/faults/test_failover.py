@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from receiver.delivery import Delivery
 from tests.helpers.line import Line, body, delivery, started
+from tests.helpers.load import Load, Receiver, ended
+from tests.helpers.outcome import Outcome, compare
 from tests.helpers.pages import blocks
 from tests.helpers.receiver import KEY, wait_until
-from tests.helpers.replication import ROLE, Cluster, Node, new_cluster, new_template, url_of
+from tests.helpers.replication import ROLE, Cluster, Node, url_of
 
 LONG = 3600  # seconds to keep what is stored
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Node]:
-    with new_template() as created:
-        yield created
-
-
-@pytest.fixture
-def cluster(template: Node) -> Iterator[Cluster]:
-    with new_cluster(template) as created:
-        yield created
 
 
 def numbered(first: int, last: int) -> list[Delivery]:
@@ -133,6 +126,71 @@ def test_split_brain_and_copy(cluster: Cluster, tmp_path: Path) -> None:
         old.kill()
         store(line, 30, 40)
         assert new.jobs() == jobs(0, 40)
+
+
+class Trial(NamedTuple):
+    """How often to have a standby take over, and where to report what came of it."""
+
+    times: int
+    record: Callable[[Outcome], None]
+    remark: Callable[[str], None]
+
+
+@pytest.fixture
+def trial(failovers: int, record: Callable[[Outcome], None], remark: Callable[[str], None]) -> Trial:
+    return Trial(failovers, record, remark)
+
+
+def kill(primary: Node) -> None:
+    primary.kill()
+
+
+def freeze(primary: Node) -> None:
+    primary.freeze()
+
+
+# A frozen server does not refuse: the receiver's own deadlines end what it waits for, which takes longer.
+WAYS = [kill, freeze] if "FAULT_FAILOVERS" in os.environ else [kill]
+
+
+@pytest.mark.parametrize("end", WAYS, ids=lambda end: end.__name__)
+def test_failovers_under_load(cluster: Cluster, tmp_path: Path, trial: Trial, end: Callable[[Node], None]) -> None:
+    """A primary that is away a moment after its standby was cut off, under load, loses nothing that was kept."""
+    receiver = Receiver(tmp_path, tls=False, RECEIVER_DATABASE_URL=url_of_the_guide(cluster))
+    load = Load([receiver])
+    primary, standby = cluster.first, cluster.second
+    seconds = []
+    with ended(receiver):
+        receiver.start()
+        with load.running():
+            for _ in range(trial.times):
+                load.wait_for(50)
+                standby.disconnect()
+                wait_for_more(primary, 50)
+                end(primary)
+                standby.promote()
+                promoted = time.monotonic()
+                wait_for_more(standby, 1)
+                seconds.append(time.monotonic() - promoted)
+                load.wait_for(50)
+                primary.kill()
+                primary.rewind(standby)
+                primary.start()
+                primary.wait_for(standby)
+                primary, standby = standby, primary
+        trial.record(compare(f"failover, primary: {end.__name__}", load, runs=trial.times))
+        assert receiver.metric("events_restored_total") >= 50 * trial.times
+        assert load.refused == 0
+        assert receiver.stop() == 0
+    assert "Traceback" not in receiver.log
+    figures = ", ".join(f"{one:.1f}" for one in seconds)
+    trial.remark(f"failover, {end.__name__}: seconds from the promotion to the first stored: {figures}")
+
+
+def wait_for_more(node: Node, more: int) -> None:
+    """Wait until so many more events than now are stored there."""
+    wanted = len(node.jobs()) + more
+    wait_until(lambda: len(node.jobs()) >= wanted, f"{more} more events")
 
 
 def copy(source: Node, target: Node) -> str:

@@ -28,6 +28,26 @@ _RIGHTS = (
 _WAITING = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'storing' AND wait_event = 'SyncRep'"
 
 
+def sql(url: URL, statement: str) -> list[Any]:
+    """What a superuser is answered, whose statements wait for no standby."""
+    address = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(address, autocommit=True, options="-c synchronous_commit=local") as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def make_database(server: URL) -> None:
+    """Make the receiver's database, its schema, and the role that only stores; `server` is the superuser's URL."""
+    sql(server, f"CREATE ROLE {ROLE} LOGIN")
+    sql(server, f"CREATE DATABASE {DATABASE}")
+    url = server.set(database=DATABASE)
+    database = Database(url.render_as_string(hide_password=False))
+    database.migrate()
+    database.close()
+    for one in _RIGHTS:
+        sql(url, one)
+
+
 class Node(PrivatePostgreSQL):
     """A server of a cluster: with the database of a receiver, or as a copy of another one."""
 
@@ -42,22 +62,16 @@ class Node(PrivatePostgreSQL):
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.is_running:
-            self.kill()
+        self.kill()
 
     @property
     def programs(self) -> Path:
         """The folder of its PostgreSQL's programs."""
         return self._programs
 
-    def sql(self, statement: str, database: str = DATABASE) -> list[Any]:
+    def sql(self, statement: str) -> list[Any]:
         """What the superuser is answered, through the socket."""
-        where = self.url.set(drivername="postgresql", database=database).render_as_string()
-        with psycopg.connect(where, autocommit=True) as connection:
-            # A superuser's own statements do not wait for a standby.
-            connection.execute("SET synchronous_commit = local")
-            cursor = connection.execute(statement.encode())
-            return cursor.fetchall() if cursor.description else []
+        return sql(self.url.set(database=DATABASE), statement)
 
     def value(self, statement: str) -> Any:
         """The one value of the answer."""
@@ -74,16 +88,6 @@ class Node(PrivatePostgreSQL):
         """How many of the receivers' commits wait for a standby."""
         count: int = self.value(_WAITING)
         return count
-
-    def make_database(self) -> None:
-        """Make the receiver's database, its schema, and the role that only stores."""
-        self.sql(f"CREATE ROLE {ROLE} LOGIN", "postgres")
-        self.sql(f"CREATE DATABASE {DATABASE}", "postgres")
-        database = Database(self.url.set(database=DATABASE).render_as_string(hide_password=False))
-        database.migrate()
-        database.close()
-        for one in _RIGHTS:
-            self.sql(one)
 
     def jobs(self) -> list[str]:
         """The jobs of all stored events, in the order of the times."""
@@ -121,7 +125,9 @@ class Node(PrivatePostgreSQL):
         self.sql(f"SELECT {how}(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'")
 
     def kill(self) -> None:
-        """Kill all its processes, none of which may write anything any more."""
+        """Kill all its processes, none of which may write anything any more, if it runs."""
+        if not self.is_running:
+            return
         processes = self._processes()
         self.freeze()
         for one in processes:
@@ -173,6 +179,9 @@ class Node(PrivatePostgreSQL):
         options.write_text(f"{kept[-1]}\n")
 
 
+PROGRAMS = [None, *map(Path, os.environ.get("FAULT_POSTGRESQL", "").split())]  # of the wheel, and of others
+
+
 class Cluster:
     """A primary and a standby of it, which change their parts."""
 
@@ -187,7 +196,12 @@ class Cluster:
 
 def url_of(*nodes: Node) -> str:
     """What receivers are given to reach the one of these servers that is the primary."""
-    hosts = tuple(f"127.0.0.1:{one.port}" for one in nodes)
+    return url_of_ports(*(one.port for one in nodes))
+
+
+def url_of_ports(*ports: int) -> str:
+    """The same, by the ports on this machine."""
+    hosts = tuple(f"127.0.0.1:{port}" for port in ports)
     query = {"host": hosts, "target_session_attrs": "read-write"}
     return URL.create("postgresql+psycopg", ROLE, database=DATABASE, query=query).render_as_string()
 
@@ -195,8 +209,9 @@ def url_of(*nodes: Node) -> str:
 @contextmanager
 def new_template(programs: Path | None = None) -> Iterator[Node]:
     """A stopped server with the receiver's database; of another PostgreSQL where a folder of its programs is given."""
+    assert programs is None or programs.is_dir(), f"{programs} is missing: install the Debian package postgresql-15"
     with _new_folder() as folder, Node(folder / "template", programs=programs) as template:
-        template.make_database()
+        make_database(template.url)
         template.stop(signal.SIGINT)
         yield template
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,21 +12,16 @@ import pytest
 from receiver.delivery import Delivery
 from tests.helpers.line import Line, body, delivery, started
 from tests.helpers.receiver import wait_until
-from tests.helpers.replication import DATABASE, ROLE, Cluster, Node, new_cluster, new_primary, new_template, url_of
+from tests.helpers.replication import (
+    DATABASE,
+    ROLE,
+    Cluster,
+    Node,
+    new_primary,
+    url_of,
+)
 
 LONG = 3600
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Node]:
-    with new_template() as created:
-        yield created
-
-
-@pytest.fixture
-def cluster(template: Node) -> Iterator[Cluster]:
-    with new_cluster(template) as created:
-        yield created
 
 
 def numbered(first: int, last: int) -> list[Delivery]:
@@ -43,20 +38,21 @@ def assert_kept(line: Line, primary: Node) -> None:
     assert line.metric("journal_events") == 1
 
 
+def failures(line: Line) -> float:
+    """How many attempts to store have failed."""
+    return sum(line.metric("projector_errors_total", reason=one) for one in ("connection", "other"))
+
+
 def assert_tried_again(line: Line, primary: Node, end: Callable[[], object]) -> None:
     """Ended like this, an attempt to store is a failure, and the next one waits for the standby as it did."""
-
-    def failures() -> float:
-        return sum(line.metric("projector_errors_total", reason=one) for one in ("connection", "other"))
-
-    before = failures()
+    before = failures(line)
     end()
-    wait_until(lambda: failures() > before or not line.metric("journal_events"), "a failure")
+    wait_until(lambda: failures(line) > before or not line.metric("journal_events"), "a failure")
     assert_kept(line, primary)
 
 
 @pytest.mark.parametrize("level", ["on", "remote_write", "remote_apply"])
-def test_commit_that_no_standby_has(cluster: Cluster, tmp_path: Path, level: str) -> None:
+def test_commit_that_no_standby_has(cluster: Cluster, tmp_path: Path, level: str, failed_attempts: int) -> None:
     """While the synchronous standby is frozen, no way to end the commit's wait takes the event from the journal."""
     primary, standby = cluster.first, cluster.second
     cluster.first.require_standby()
@@ -67,6 +63,8 @@ def test_commit_that_no_standby_has(cluster: Cluster, tmp_path: Path, level: str
         wait_until(lambda: line.metric("database_up") == 1, "a database")
         standby.freeze()
         line.put(*numbered(0, 1))
+        assert_kept(line, primary)
+        wait_until(lambda: failures(line) >= failed_attempts, "attempts that end at the receiver's deadline")
         assert_kept(line, primary)
         assert_tried_again(line, primary, lambda: primary.end_sessions("pg_cancel_backend"))
         assert primary.jobs() == jobs(0, 1)  # visible, on the primary alone
