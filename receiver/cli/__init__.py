@@ -13,6 +13,7 @@ from receiver.cli.history import history
 from receiver.cli.options import config_option
 from receiver.cli.sending import doctor, send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
+from receiver.database.commits import NotReplicatedError
 from receiver.database.errors import RefusedError, problem_of
 from receiver.database.migration import SchemaError
 from receiver.journal.journal import JournalError
@@ -20,7 +21,7 @@ from receiver.server.sockets import ListenError
 from receiver.settings.load import SettingsError
 from receiver.tools.sender import SendError
 
-_KNOWN_ERRORS = (SettingsError, JournalError, ListenError, SchemaError, SendError)
+_KNOWN_ERRORS = (SettingsError, JournalError, ListenError, NotReplicatedError, SchemaError, SendError)
 
 
 class _Group(click.Group):

@@ -40,7 +40,9 @@ def require_durable_commits(engine: Engine) -> None:
 def require_replicated(info: dict[Any, Any]) -> None:
     """Raise `NotReplicatedError` where the commit that has just returned on the connection of this `info` was cut."""
     if info.pop(_CUT_SHORT, False):
-        raise NotReplicatedError("a commit's wait for a synchronous standby was canceled: it is tried again")
+        raise NotReplicatedError(
+            "a commit's wait for a synchronous standby was canceled, and only the primary may have it: try it again"
+        )
 
 
 def wait_for_those_before(connection: Connection) -> None:
