@@ -142,6 +142,8 @@ class Node(PrivatePostgreSQL):
 
     def rewind(self, primary: Node) -> None:
         """Make of this stopped server, which was the primary, a standby of the one that took over."""
+        # Before version 16 pg_rewind knows of the promotion from the latest checkpoint only.
+        primary.sql("CHECKPOINT")
         source = f"host={primary.folder} port={primary.port} user=postgres dbname=postgres"
         self._execute("pg_rewind", f"--target-pgdata={self.folder / 'data'}", f"--source-server={source}", "-R", "-N")
         self._forget_options()
@@ -163,7 +165,8 @@ class Node(PrivatePostgreSQL):
                 "--wal-segsize=1",
             )
             with (self._folder / "data/postgresql.conf").open("a") as options:
-                options.write("wal_keep_size = 64MB\n")  # where pg_rewind finds what it needs
+                # pg_rewind needs some history, and starts the server with what this file says of connections.
+                options.write("wal_keep_size = 64MB\nmax_connections = 20\n")
             return
         if not self._source.is_running:
             subprocess.run(["cp", "--archive", self._source.folder / "data", self._folder], check=True)
