@@ -14,7 +14,7 @@ from receiver.cli.options import config_option
 from receiver.cli.sending import doctor, send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
 from receiver.database.commits import NotReplicatedError
-from receiver.database.errors import RefusedError, problem_of
+from receiver.database.errors import RefusedError, problem_of, remedy_of
 from receiver.database.migration import SchemaError
 from receiver.journal.journal import JournalError
 from receiver.server.sockets import ListenError
@@ -36,7 +36,7 @@ class _Group(click.Group):
             remedy = "remove what its owner added to the table that does so"
             raise click.ClickException(f"database_url: refuses a row ({error}): {remedy}") from error
         except SQLAlchemyError as error:
-            raise click.ClickException(f"database_url: {problem_of(error)}: is it right, and the server up?") from error
+            raise click.ClickException(f"database_url: {problem_of(error)}: {remedy_of(error)}") from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -20,7 +20,8 @@ from receiver.database.prune import count_older, delete_older
 from receiver.journal.recovery import Readable, UnreadableError
 from receiver.projector import recovery
 from receiver.projector.store import Store
-from receiver.settings.parsers import InvalidValueError, database_url
+from receiver.settings.database_url import database_url
+from receiver.settings.parsers import InvalidValueError
 
 
 def _read_age(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, timedelta]:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, event, func, select, text
 
 from receiver.database.commits import require_durable_commits, require_replicated
-from receiver.database.engine import READ_ONLY, Deadline, connect
+from receiver.database.engine import Deadline, connect
 from receiver.database.errors import refusals
 from receiver.database.insert import Key, Row, distinct, insert_new
 from receiver.database.migration import READ_REVISION, REVISION, require_revision, revision_of, upgrade
+from receiver.database.postgresql import READ_ONLY
 from receiver.database.schema import events, jobs, quarantine, streams
 from receiver.database.streams import newest_states, set_streams
 

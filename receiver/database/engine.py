@@ -14,37 +14,28 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from receiver.database import postgresql
+from receiver.database.postgresql import READ_ONLY
 
 if TYPE_CHECKING:  # the driver takes a tenth of a second to load, and is not needed for SQLite
     from psycopg import Connection as PostgreSQLConnection
 
 _DEADLINE = 15.0  # seconds for a transaction, without connecting: longer than the server's own limits
-READ_ONLY = "read_only"  # the execution option of a transaction that writes nothing
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another's SQLite transaction
-# idle_in_transaction: when a connection is lost without a word, its transaction holds locks on keys that are about to
-# be written again, until the server ends it. jit: compiling a query takes longer than any of ours.
-_SERVER_LIMITS = (
-    "-c statement_timeout=10s -c lock_timeout=5s -c idle_in_transaction_session_timeout=10s -c timezone=UTC -c jit=off"
-)
 
 
 def connect(url: str) -> Engine:
     """An engine for SQLite or PostgreSQL that holds one connection."""
     parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": _BUSY_TIMEOUT})
-        event.listen(engine, "do_connect", _make_file)
-        event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-        return engine
-    return create_engine(
-        parsed,
-        hide_parameters=True,
-        pool_pre_ping=True,
-        pool_size=1,
-        max_overflow=0,
-        connect_args={"connect_timeout": 5, "target_session_attrs": "read-write", "options": _SERVER_LIMITS},
-    )
+    if parsed.get_backend_name() != "sqlite":
+        return postgresql.connect(parsed)
+    engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": _BUSY_TIMEOUT})
+    event.listen(engine, "do_connect", _make_file)
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
 
 
 def _make_file(_dialect: Dialect, _record: object, args: tuple[str, ...], _options: object) -> None:
@@ -101,18 +92,26 @@ class Deadline:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Shut the connections down if the block takes longer than the deadline."""
-        timer = threading.Timer(self._seconds, self._cut)
+        is_over = threading.Event()
+        timer = threading.Timer(self._seconds, self._cut, [is_over])
         timer.daemon = True
         timer.start()
         try:
             yield
+        except SQLAlchemyError as error:
+            if not is_over.is_set():
+                raise
+            silence = OperationalError(None, None, TimeoutError(f"no answer for {self._seconds:g} s"))
+            silence.detail = list(getattr(error, "detail", ()))
+            raise silence from error
         finally:
             timer.cancel()
 
     def _remember(self, connection: PostgreSQLConnection[Any], _record: object) -> None:
         self._connections.add(connection)
 
-    def _cut(self) -> None:
+    def _cut(self, is_over: threading.Event) -> None:
+        is_over.set()
         for connection in list(self._connections):
             if not connection.closed:
                 with socket.socket(fileno=os.dup(connection.fileno())) as own:

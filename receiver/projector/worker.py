@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import gc
 import json
-import logging
 import os
 import random
 import signal
@@ -23,23 +22,21 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from receiver import logs
 from receiver.database.database import Database
-from receiver.database.errors import problem_of
+from receiver.database.errors import problem_of, remedy_of
 from receiver.database.migration import SchemaError
 from receiver.journal.record import decode
 from receiver.metrics import OTHER, STATES, known
 from receiver.projector.channel import Channel
 from receiver.projector.messages import BATCHES, ClosedError, Kind
+from receiver.projector.outage import Outages
 from receiver.projector.recovery import recover_all
 from receiver.projector.store import Store
-
-logger = logging.getLogger(__name__)
 
 _NICE = 10  # so that it does not keep a processor from the callbacks
 _FIRST_TO_BE_KILLED = "500"  # for want of memory, where the one that takes callbacks has 0
 _SHORTEST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 2.0  # so that it stores again within seconds of a failover
 _COUNT_STREAMS_EVERY = 5.0
-_MOST_PROBLEMS = 5
 _PR_SET_PDEATHSIG = 1
 
 
@@ -59,7 +56,7 @@ class Worker:
         self._schema_is_right = False
         self._is_up = False
         self._connections = 0
-        self._problems: set[tuple[str, str]] = set()
+        self._outages = Outages()
         self._streams_counted_at = float("-inf")
 
     def run(self) -> None:
@@ -119,9 +116,7 @@ class Worker:
             self._channel.send(up=True, is_new=is_new)
         self._is_up = True
         self._connections = self._database.connections
-        if self._problems:
-            logger.warning("database up again")
-            self._problems.clear()
+        self._outages.succeeded()
 
     def _report(self, error: Exception) -> None:
         reason = reason_of(error)
@@ -129,12 +124,8 @@ class Worker:
         self._is_up = False
         self._database.close()
         self._schema_is_right = False
-        found = reason, problem_of(error)
-        # An outage may change its face: it is said once of each, and not of ever more.
-        if found not in self._problems and len(self._problems) < _MOST_PROBLEMS:
-            message = "database still down" if self._problems else "database down"
-            logger.error(message, extra={"reason": reason, "problem": found[1]})
-            self._problems.add(found)
+        remedy = "" if isinstance(error, SchemaError) else remedy_of(error)  # whose text names it
+        self._outages.failed(reason, problem_of(error), remedy)
 
 
 def reason_of(error: Exception) -> str:

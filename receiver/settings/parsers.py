@@ -10,9 +10,6 @@ from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
-
 from receiver.addresses import Network
 from receiver.protocol.signature import AUTO, FORMS, SECRET_PARAMETER, TIME_PARAMETER, AuthType
 from receiver.protocol.url import callback_path
@@ -141,21 +138,6 @@ def key_in_file(value: object) -> str:
         # Without the path, in case somebody set it to the key itself.
         raise InvalidValueError(f"{problem}: name a file that holds the key alone") from error
     return key(content.removesuffix("\n"))
-
-
-def database_url(value: object) -> str:
-    """The URL of a database of a supported kind, with a name."""
-    url = text(value)
-    try:
-        driver, database = make_url(url).drivername, make_url(url).database
-    except (ArgumentError, ValueError):
-        driver, database = "", None
-    _refuse("names no driver: begin it with postgresql+psycopg://", when=driver == "postgresql")
-    supported = driver in ("sqlite", "postgresql+psycopg")
-    _refuse("is neither sqlite:///… nor postgresql+psycopg://…", when=not supported)
-    nameless = database in (None, "", ":memory:")
-    _refuse("names no database: end it with a file (sqlite) or a database's name", when=nameless)
-    return url
 
 
 def _refuse(problem: str, *, when: object) -> None:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from sqlalchemy import make_url
-
 from receiver.addresses import Network
 from receiver.protocol.signature import AUTO, AuthType, Verifier
+from receiver.settings import database_url as urls
 from receiver.settings import parsers
 from receiver.settings.declaration import setting, shown
 
@@ -103,10 +102,10 @@ class Settings:
         "Seconds that stored events stay in the journal, to be offered again after a database outage; 0 is none.",
     )
     database_url: str = setting(
-        parsers.database_url,
+        urls.database_url,
         "sqlite:///var/receiver.db",
         "The database, as `sqlite:///PATH` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`.",
-        mask=lambda settings: settings.public_database_url,
+        mask=lambda settings: urls.public(settings.database_url),
     )
     max_body_bytes: int = setting(parsers.number, 2**20, "Bytes of the largest body that is accepted.")
     max_connections: int = setting(
@@ -123,11 +122,6 @@ class Settings:
     trusted_proxies: tuple[Network, ...] = setting(
         parsers.networks, (), 'Addresses and networks of proxies that say who the client is, such as `["127.0.0.1"]`.'
     )
-
-    @property
-    def public_database_url(self) -> str:
-        """The database's URL without what may be a secret in it: its password and its query."""
-        return make_url(self.database_url).set(query={}).render_as_string(hide_password=True)
 
 
 def masked(settings: Settings) -> dict[str, Any]:

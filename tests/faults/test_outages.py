@@ -47,11 +47,6 @@ class Server(PrivatePostgreSQL):
         """What the superuser is answered, through the socket, whatever the others may do."""
         return query(self.url, statement)
 
-    def set(self, option: str, value: str) -> None:
-        """Change an option for all sessions."""
-        self.sql(f"ALTER SYSTEM SET {option} = {value}")
-        self.reload()
-
     def allow_by_tcp(self, method: str) -> None:
         """Set how one must log in."""
         (self.folder / "data/pg_hba.conf").write_text(RULES.format(method))
@@ -120,13 +115,13 @@ def new_site(server: Server) -> Iterator[Site]:
         yield Site(server, make_url(url).database or "", server.port)
 
 
-def connect(url: URL, options: str = "") -> psycopg.Connection[Any]:
+def connect(url: URL) -> psycopg.Connection[Any]:
     address = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    return psycopg.connect(address, autocommit=True, options=options)
+    return psycopg.connect(address, autocommit=True)
 
 
 def query(url: URL, statement: str) -> list[Any]:
-    with closing(connect(url, "-c default_transaction_read_only=off")) as connection:
+    with closing(connect(url)) as connection:
         cursor = connection.execute(statement.encode())
         return cursor.fetchall() if cursor.description else []
 
@@ -383,11 +378,6 @@ def killed(site: Site) -> End:
     return site.server.start
 
 
-def read_only(site: Site) -> End:
-    site.server.set("default_transaction_read_only", "on")
-    return lambda: site.server.set("default_transaction_read_only", "off")
-
-
 def rejecting(site: Site) -> End:
     site.server.allow_by_tcp("reject")
     site.server.disconnect()
@@ -423,7 +413,7 @@ def schema_missing(site: Site) -> End:
 
 def schema_newer(site: Site) -> End:
     ((before,),) = site.sql("SELECT version_num FROM alembic_version")
-    site.sql("UPDATE alembic_version SET version_num = 'of the future'")
+    site.sql("UPDATE alembic_version SET version_num = '9999'")
     return lambda: site.sql(f"UPDATE alembic_version SET version_num = '{before}'")
 
 
@@ -461,7 +451,6 @@ def disk_full_until_the_server_stops(site: Site) -> End:
     [
         Outage(stopped),
         Outage(killed),
-        Outage(read_only, "read-only", ("connection", "other")),
         Outage(rejecting, "pg_hba.conf rejects"),
         Outage(another_password, "password authentication failed"),
         Outage(no_connection_left, "connection slots"),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, create_engine, inspect, text
+from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from receiver.database.database import Database
@@ -177,33 +177,6 @@ def test_refused_row_stands_alone(logs: Logs, database_url: str, tmp_path: Path)
         assert line.metric("projector_errors_total", reason="refused") == 1
         wait_until(lambda: line.metric("database_up") == 1, "a database")
     assert logs.outage == ["event refused by the database"]
-
-
-def test_text_that_the_database_cannot_hold(postgresql_server: URL, tmp_path: Path) -> None:
-    """Where a PostgreSQL database is not UTF8, Chinese text goes to quarantine, and the rest is stored."""
-    with (
-        new_database(postgresql_server, "TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'") as url,
-        laid(tmp_path, url) as line,
-    ):
-        migrate(url)
-        for at, title in enumerate(["é", "商品1", "e"]):
-            line.put(
-                delivery(
-                    json.dumps(
-                        {
-                            "event_type": "SHOOT_SCRIPT_SWITCH",
-                            "message": {"job_id": "job", "shoot_script_title": title},
-                        },
-                        ensure_ascii=False,
-                    ).encode(),
-                    at,
-                )
-            )
-        line.start()
-        line.drain()
-        assert [row["shoot_script_title"] for row in rows(url, events)] == ["é", "e"]
-        (row,) = rows(url, quarantine)
-        assert (row["reason"], "商品1" in row["body"].decode()) == ("refused", True)
 
 
 def test_refusals(database: Database) -> None:
