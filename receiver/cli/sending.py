@@ -12,14 +12,21 @@ from typing import Any
 import click
 
 from receiver.cli.history import show_job
-from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
+from receiver.cli.options import (
+    choose_endpoint,
+    config_option,
+    endpoint_option,
+    open_database,
+    open_url,
+    read_settings,
+)
 from receiver.cli.terminal import printable
 from receiver.database.database import Database
 from receiver.database.insert import Row
 from receiver.database.migration import SchemaError
 from receiver.protocol.events import EventType, StreamState
 from receiver.protocol.signature import LAST_SECOND
-from receiver.settings.settings import Settings
+from receiver.settings.settings import Settings, masked
 from receiver.tools import doctor as diagnosis
 from receiver.tools.sender import Answer, Sender, body_of, livestream, send_load
 
@@ -109,12 +116,17 @@ def simulate(  # noqa: PLR0913 (the command's options)
 @click.option("--header", "-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the request.")
 @click.option("--body", type=click.File("rb"), help="The body, from a file, or - for standard input.")
 @click.option("--at", type=float, callback=_read_time, help="When it came, in POSIX seconds.  [default: now]")
-def doctor(url: str, headers: tuple[str, ...], body: Any, at: float | None) -> None:  # noqa: ANN401
+@click.option("--database", is_flag=True, help="Say whether the database can be used, instead.")
+def doctor(url: str, headers: tuple[str, ...], body: Any, at: float | None, *, database: bool) -> None:  # noqa: ANN401
     """Say why a captured callback is accepted or rejected.
 
     URL is what was requested, with its query: whole, or from the path on (put it in quotes). For MSS_A_HEAD give both
     headers with --header. If the signature is wrong, it is tried with other forms, keys, hosts and paths.
     """
+    if database:
+        open_database()
+        click.echo(f"the database can be used: {masked(read_settings())['database_url']}")
+        return
     if not url and not headers and not body:
         raise click.UsageError("give a captured URL, or --header, or --body")
     accepted, lines = True, list[str]()
