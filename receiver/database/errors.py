@@ -24,7 +24,7 @@ _REMEDIES = {
     "connection slots": "end other sessions, or raise max_connections",
     "too many": "end other sessions, or raise the limit of connections",
     "does not exist": "make it on the server, or correct `database_url`",
-    "host name": "correct the host in `database_url`, or see why its name cannot be resolved",
+    "resolve host": "correct the host in `database_url`, or see why its name cannot be resolved",
     "lock timeout": "see in pg_stat_activity who holds the lock",
     "statement timeout": "see in pg_stat_activity what keeps the server busy",
     "": "see that `database_url` is right, and that the server is up and can be reached from here",
