@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, event, func, select, text
@@ -37,7 +38,8 @@ class Database:
         self._engine = connect(url)
         self._deadline = Deadline(self._engine)
         self.is_sqlite = self._engine.dialect.name == "sqlite"
-        self.connections = 0  # that were made
+        self.connections = 0  # that were made, or that a pooler has led to another server
+        self._server_started_at: datetime | None = None
         event.listen(self._engine, "connect", self._count_connection)
         require_durable_commits(self._engine)
 
@@ -117,8 +119,10 @@ class Database:
 
     def stream_states(self) -> list[tuple[str, int]]:
         """How many jobs are in each stream state."""
-        query = select(streams.c.state, func.count().label("jobs")).group_by(streams.c.state)
-        return [(row["state"], row["jobs"]) for row in self.read(query)]
+        query = select(streams.c.state, func.count()).group_by(streams.c.state)
+        with self.transaction(read_only=True) as connection:
+            self._note_server(connection)
+            return [(state, jobs) for state, jobs in connection.execute(query)]
 
     def job(self, job_id: str) -> list[Row]:
         """The events of one job, in order."""
@@ -131,6 +135,14 @@ class Database:
 
     def _count_connection(self, *_: object) -> None:
         self.connections += 1
+        self._server_started_at = None
+
+    def _note_server(self, connection: Connection) -> None:
+        """Count a server that has taken over behind a pooler, where the connection stays."""
+        if not self.is_sqlite:
+            started_at = connection.scalar(select(func.pg_postmaster_start_time()))
+            self.connections += self._server_started_at not in (None, started_at)
+            self._server_started_at = started_at
 
     def _lift_limits(self, connection: Connection) -> None:
         if not self.is_sqlite:

@@ -23,7 +23,7 @@ from tests.helpers.database import sql
 from tests.helpers.line import NOON, Line, Logs, body, delivery, migrate, rows, started
 from tests.helpers.load import held
 from tests.helpers.pgbouncer import pgbouncer
-from tests.helpers.postgres import new_database
+from tests.helpers.postgres import PostgreSQL, new_database
 from tests.helpers.receiver import KEY, wait_until
 
 TITLE = "手工紫砂壶 · é"
@@ -43,6 +43,10 @@ LEFT_BEHIND = {
 }
 
 
+def name_of(url: str) -> str:
+    return make_url(url).database or ""
+
+
 @pytest.fixture
 def database(postgresql_server: URL) -> Iterator[str]:
     """The URL of an empty database, past the pooler."""
@@ -56,7 +60,7 @@ def pool(request: pytest.FixtureRequest, postgresql_server: URL, database: str) 
     # In session mode each client has a connection for as long as it lasts: the worker, and one command beside it.
     size = {"session": 3, "transaction": 1}[request.param]
     options = f"pool_mode={request.param} pool_size={size}"
-    with pgbouncer(postgresql_server, {"pool": (make_url(database).database or "", options)}) as urls:
+    with pgbouncer(postgresql_server, {"pool": (name_of(database), options)}) as urls:
         yield urls["pool"]
 
 
@@ -191,6 +195,23 @@ def test_statements_are_not_prepared(pool: str, database: str) -> None:
         for _ in range(10):
             own.stream_states()
         assert own.connections == 1
+
+
+def test_another_server_behind_the_pooler(own_postgresql: PostgreSQL) -> None:
+    """A server that takes over between two transactions, while the pooler keeps the connection, counts as a new one."""
+    with (
+        new_database(own_postgresql.url) as url,
+        pgbouncer(own_postgresql.url, {"pool": (name_of(url), "pool_mode=transaction")}) as urls,
+        closing(Database(urls["pool"])) as own,
+    ):
+        migrate(url)
+        for _ in range(2):
+            own.stream_states()
+        assert own.connections == 1
+        with own_postgresql.stopped():
+            pass
+        wait_until(lambda: tried(own), "another session")
+        assert own.connections == 2
 
 
 def tried(database: Database) -> bool:
