@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, event, func, select, text
 
-from receiver.database.engine import READ_ONLY
+from receiver.database.postgresql import READ_ONLY
 
 if TYPE_CHECKING:  # the driver takes a tenth of a second to load, and is not needed for SQLite
     from psycopg import Connection as PostgreSQLConnection

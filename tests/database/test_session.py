@@ -56,7 +56,7 @@ def name_of(url: str) -> str:
 @pytest.mark.parametrize("setting", DEFAULTS)
 def test_defaults_do_not_matter(postgresql_url: str, setting: str) -> None:
     """Whatever is set for the database, the schema is made, and an event comes back as it was sent, at its time."""
-    if not sql(postgresql_url, f"SELECT 1 FROM pg_settings WHERE name = '{setting}'"):
+    if not sql(postgresql_url, f"SELECT 1 FROM pg_settings WHERE lower(name) = '{setting}'"):
         return  # an older server has no such setting
     sql(postgresql_url, "CREATE SCHEMA own")
     sql(postgresql_url, f"ALTER DATABASE {name_of(postgresql_url)} SET {setting} = {DEFAULTS[setting]}")
