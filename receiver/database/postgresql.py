@@ -43,7 +43,7 @@ _LIMITS = {
     "jit": "off",
 }
 # What times and texts are written and read with.
-_RELIED_ON = {"datestyle": "ISO", "timezone": "UTC", "standard_conforming_strings": "on", "bytea_output": "hex"}
+_RELIED_ON = {"datestyle": "ISO", "timezone": "UTC", "standard_conforming_strings": "on"}
 _TRANSACTION_TIMEOUT_SINCE = (17,)
 READ_ONLY = "read_only"  # the execution option of a transaction that writes nothing
 

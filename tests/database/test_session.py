@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,9 @@ IN_FORCE = {
     "transaction_timeout": "0",
     "transaction_isolation": "read committed",
     "transaction_read_only": "off",
+    "standard_conforming_strings": "on",
+    "datestyle": "ISO",
+    "timezone": "UTC",
 }
 
 
@@ -68,10 +71,11 @@ def test_defaults_do_not_matter(postgresql_url: str, setting: str) -> None:
         assert stored.events == {(datetime.fromtimestamp(NOON, UTC), row["digest"])}
         (found,) = database.job("job")
         assert {name: found[name] for name in row} == row
+        assert found["sent_at"].utcoffset() == timedelta(0)
         assert database.quarantined(limit=1)[0]["body"] == quarantined["body"]
         with database.transaction() as connection:
             rows = connection.execute(text("SELECT name, setting FROM pg_settings"))
-            shown = {name: value for name, value in rows if name in IN_FORCE}
+            shown = {name.lower(): value.partition(",")[0] for name, value in rows if name.lower() in IN_FORCE}
         assert shown == {name: value for name, value in IN_FORCE.items() if name in shown}
     (job,) = json.loads(command(postgresql_url, "history", "--json").stdout)
     assert job["first_event_at"] == "2024-09-11T00:00:00Z"

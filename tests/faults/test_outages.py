@@ -505,8 +505,9 @@ def test_restarts(site: Site, tmp_path: Path, record: Record) -> None:
         wait_until(lambda: projected(receiver) == clients.total, "a count of each event")
         wait_until(lambda: log_lines(receiver)[-1]["event"] == "database up again", "the last line")
         said = [line["event"] for line in log_lines(receiver) if line["event"] != "database still down"]
-        assert said == ["database down", "database up again"] * (len(said) // 2)
-        assert len(said) <= 6
+        # The last is not said yet where the restarts are so near each other that they are one outage.
+        assert said == (["database down", "database up again"] * 3)[: len(said)]
+        assert len(said) >= 2
 
 
 def test_end_while_frozen(site: Site, tmp_path: Path, record: Record) -> None:
