@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, event, func, select, text
-
-from receiver.database.postgresql import READ_ONLY
+from sqlalchemy import Connection, Engine, event, func, select
 
 if TYPE_CHECKING:  # the driver takes a tenth of a second to load, and is not needed for SQLite
     from psycopg import Connection as PostgreSQLConnection
@@ -17,24 +15,16 @@ if TYPE_CHECKING:  # the driver takes a tenth of a second to load, and is not ne
 
 _CUT_SHORT = "cut_short"
 _WAIT = "SyncRepWaitForLSN"  # PostgreSQL's function, whose name is not translated as its warning is
-# `off` confirms what only memory has: a server that is killed loses it. Each other value is a choice, and stays.
-# The warning about a wait that was cut short has to come, whatever the role's client_min_messages.
-_SETTINGS = text(
-    "SELECT set_config('client_min_messages', 'warning', true), set_config('synchronous_commit',"
-    " CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END,"
-    " true)"
-)
 
 
 class NotReplicatedError(Exception):
     """A commit is on the primary, and nobody knows whether a standby has it."""
 
 
-def require_durable_commits(engine: Engine) -> None:
-    """Have all transactions that write wait for the disk, and for standbys where there are synchronous ones."""
+def watch_commits(engine: Engine) -> None:
+    """Have `require_replicated` know of each commit whether its wait for a synchronous standby was cut short."""
     if engine.dialect.name == "postgresql":
         event.listen(engine, "connect", _watch)
-        event.listen(engine, "begin", _set)
 
 
 def require_replicated(info: dict[Any, Any]) -> None:
@@ -60,8 +50,3 @@ def _watch(connection: PostgreSQLConnection[Any], record: Any) -> None:  # noqa:
             record.info[_CUT_SHORT] = True
 
     connection.add_notice_handler(note)
-
-
-def _set(connection: Connection) -> None:
-    if not connection.get_execution_options().get(READ_ONLY):
-        connection.execute(_SETTINGS)

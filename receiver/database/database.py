@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, event, func, select, text
 
-from receiver.database.commits import require_durable_commits, require_replicated
+from receiver.database.commits import require_replicated, watch_commits
 from receiver.database.engine import Deadline, connect
 from receiver.database.errors import refusals
 from receiver.database.insert import Key, Row, distinct, insert_new
@@ -41,7 +41,7 @@ class Database:
         self.connections = 0  # that were made, or that a pooler has led to another server
         self._server_started_at: datetime | None = None
         event.listen(self._engine, "connect", self._count_connection)
-        require_durable_commits(self._engine)
+        watch_commits(self._engine)
 
     def close(self) -> None:
         """Close all connections. It can be used again: then it opens new ones."""

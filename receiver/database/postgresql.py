@@ -44,6 +44,13 @@ _LIMITS = {
 }
 # What times and texts are written and read with.
 _RELIED_ON = {"datestyle": "ISO", "timezone": "UTC", "standard_conforming_strings": "on"}
+# Where something is written. `off` confirms what only memory has, and a server that is killed loses it; each other
+# value is a choice, and stays. The warning about a wait for a standby that was cut short has to come.
+_DURABLE = (
+    "set_config('client_min_messages', 'warning', true), set_config('synchronous_commit',"
+    " CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END,"
+    " true)"
+)
 _TRANSACTION_TIMEOUT_SINCE = (17,)
 READ_ONLY = "read_only"  # the execution option of a transaction that writes nothing
 
@@ -70,11 +77,12 @@ def connect(url: URL) -> Engine:
         values = dict(in_transaction)
         if (connection.dialect.server_version_info or ()) >= _TRANSACTION_TIMEOUT_SINCE:
             values.setdefault("transaction_timeout", "0")
-        mode = "READ ONLY" if connection.get_execution_options().get(READ_ONLY) else "READ WRITE"
+        read_only = connection.get_execution_options().get(READ_ONLY)
+        mode, durable = ("READ ONLY", "") if read_only else ("READ WRITE", f", {_DURABLE}")
         # DEFAULT is what is set for the role or the database, and not what another client of a pooler has left.
         connection.exec_driver_sql(
             f"BEGIN ISOLATION LEVEL READ COMMITTED {mode}; SET LOCAL search_path TO DEFAULT;"
-            f" SELECT {_set_config(values, local=True)}",
+            f" SELECT {_set_config(values, local=True)}{durable}",
             execution_options={"no_parameters": True},
         )
 

@@ -47,6 +47,7 @@ RECORD, INBOX = "receiver/journal/record.py", "receiver/journal/inbox.py"
 RECOVERY, STORE = "receiver/projector/recovery.py", "receiver/projector/store.py"
 ENGINE = "receiver/database/engine.py"
 COMMITS, INSERT = "receiver/database/commits.py", "receiver/database/insert.py"
+SESSION = "receiver/database/postgresql.py"
 REPLICATION, FAILOVER = "tests/faults/test_replication.py", "tests/faults/test_failover.py"
 STREAMS = "receiver/database/streams.py"
 KILL, POWER, DISK, FLEET = (f"tests/faults/test_{name}.py" for name in ("kill", "power", "disk", "fleet"))
@@ -304,17 +305,17 @@ MUTANTS = (
     Mutant(
         "a role may hide that a wait was canceled",
         (f"{REPLICATION}::test_commit_that_no_standby_has",),
-        (Change(COMMITS, "set_config('client_min_messages', 'warning', true), ", ""),),
+        (Change(SESSION, "set_config('client_min_messages', 'warning', true), ", ""),),
     ),
     Mutant(
         "synchronous_commit may be off",
         (f"{REPLICATION}::test_kill_with_asynchronous_commits",),
-        (Change(COMMITS, "WHEN 'off' THEN 'on'", "WHEN 'off' THEN 'off'"),),
+        (Change(SESSION, "WHEN 'off' THEN 'on'", "WHEN 'off' THEN 'off'"),),
     ),
     Mutant(
         "remote_apply is lowered",
         (f"{REPLICATION}::test_level_is_not_lowered",),
-        (Change(COMMITS, "ELSE current_setting('synchronous_commit') END", "ELSE 'on' END"),),
+        (Change(SESSION, "ELSE current_setting('synchronous_commit') END", "ELSE 'on' END"),),
     ),
     Mutant(
         "a database that is away is tried ever less often",
