@@ -158,3 +158,11 @@ def test_doctor_of_a_database(postgresql_url: str, tmp_path: Path) -> None:
     done = command(postgresql_url, "doctor", "--database")
     assert (done.exit_code, done.stdout.startswith("the database can be used: postgresql+psycopg://")) == (0, True)
     assert command(f"sqlite:///{tmp_path}/none.db", "doctor", "--database").exit_code == 1
+
+
+def test_alembic_version_that_another_application_has_set(postgresql_url: str) -> None:
+    """Nor is it called newer where the receiver's tables are in the same schema."""
+    migrate(postgresql_url)
+    sql(postgresql_url, "UPDATE alembic_version SET version_num = 'f975ea83b712'")
+    for line in refusals(postgresql_url):
+        assert "another application's" in line
