@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from sqlalchemy import select
 
 from receiver.cli.history import show_job
 from receiver.cli.options import (
@@ -21,9 +22,10 @@ from receiver.cli.options import (
     read_settings,
 )
 from receiver.cli.terminal import printable
-from receiver.database.database import Database
+from receiver.database.database import Database, of_job
 from receiver.database.insert import Row
 from receiver.database.migration import SchemaError
+from receiver.database.schema import events
 from receiver.protocol.events import EventType, StreamState
 from receiver.protocol.signature import LAST_SECOND
 from receiver.settings.settings import Settings, masked
@@ -166,4 +168,4 @@ def _stored(database: Database, job_id: str) -> list[Row]:
         database.check_schema()
     except SchemaError:
         return []
-    return database.job(job_id)
+    return database.read(select(events.c.id).where(of_job(job_id)))
