@@ -9,6 +9,9 @@
     \set schema public
 \endif
 
+-- What is temporary is of this node alone, if there is Citus.
+SET citus.enable_ddl_propagation = off;
+
 -- The columns that hold secrets: of the receiver's tables, their partitions, and what else of its owner has them.
 CREATE TEMP VIEW secret AS
 SELECT c.oid AS relation, a.attnum AS number, a.attname AS name, c.relowner AS owner
@@ -116,3 +119,5 @@ BEGIN
         RAISE EXCEPTION 'metastudio_reader can get at bodies or stream keys: %', ways;
     END IF;
 END $$;
+
+SET citus.enable_ddl_propagation = on;

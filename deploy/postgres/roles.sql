@@ -33,6 +33,9 @@
 
 BEGIN;
 
+-- What is temporary is of this node alone, if there is Citus.
+SET citus.enable_ddl_propagation = off;
+
 -- Executes a statement, unless what it is for is so already. One that this role may not execute is said, and passed
 -- over; `shown` is what is said where the statement has a password in it. `may` is for GRANT, which only warns.
 CREATE FUNCTION pg_temp.ensure(is_so boolean, statement text, shown text DEFAULT NULL, may boolean DEFAULT TRUE)
@@ -48,6 +51,8 @@ EXCEPTION WHEN insufficient_privilege THEN
     RAISE WARNING 'for a superuser: %;', coalesce(shown, statement);
     PERFORM set_config('metastudio.left_to_superuser', 'yes', FALSE);
 END $$;
+
+SET citus.enable_ddl_propagation = on;
 
 -- Not before the roles are there, which are in the statements that follow.
 \if :{?only_reader}
@@ -133,6 +138,7 @@ SELECT pg_temp.ensure(
 FROM pg_roles WHERE rolname = ANY (CAST(:'roles' AS text[])) \g /dev/null
 
 -- The receiver's tables and views: those in the schema that belong to whom `events` belongs to.
+SET citus.enable_ddl_propagation = off;
 CREATE TEMP VIEW own AS
 SELECT
     c.oid, c.relname, c.relkind, c.relowner,
@@ -144,6 +150,7 @@ JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdro
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relnamespace = to_regnamespace(quote_ident(:'schema'))
     AND c.relowner = (SELECT relowner FROM pg_class WHERE oid = to_regclass(format('%I.events', :'schema')))
 GROUP BY c.oid;
+SET citus.enable_ddl_propagation = on;
 
 -- Of no role more than this: what it was granted besides goes.
 SELECT format('REVOKE ALL ON %s FROM %I', own.oid::regclass, rolname)
@@ -151,6 +158,13 @@ FROM own CROSS JOIN pg_roles WHERE rolname = ANY (CAST(:'roles' AS text[])) \gex
 SELECT format('GRANT SELECT ON %s TO %I', own.oid::regclass, rolname)
 FROM own CROSS JOIN pg_roles
 WHERE rolname = ANY (CAST(:'roles' AS text[])) AND relkind = 'v' AND secret = '{}' \gexec
+-- Citus reads a view with the rights of who asks.
+SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AS has_citus \gset
+\if :has_citus
+    SELECT format('GRANT SELECT (%s) ON %s TO metastudio_reader', shown, oid::regclass)
+    FROM own JOIN pg_dist_partition ON logicalrelid = oid
+    WHERE relname <> 'quarantine' AND to_regrole('metastudio_reader') IS NOT NULL \gexec
+\endif
 \if :{?only_reader}
 \else
     -- Events and quarantine are only added to, and read again by what tells repeats; all others are kept up to date.
