@@ -289,3 +289,18 @@ def test_jobs(database_url: str) -> None:
                 assert found.all() == [("cut", 2), ("young", 2), ("cut later", 1)]
                 left = connection.execute(select(jobs.c.job_id, jobs.c.first_sent_at).order_by(jobs.c.job_id)).all()
     assert left == [("cut", before), ("cut later", before + 3 * DAY), ("young", before + DAY)]
+
+
+def test_each_batch_begins_where_the_one_before_ended(database_url: str) -> None:
+    """What is stored behind the place that was reached stays, with its job, and goes the next time."""
+    now = datetime.now(UTC)
+    put(database_url, [now - DAY - MOMENT * number for number in range(2000)])
+    with closing(Database(database_url)) as database:
+        deleting = delete_older(database, now)
+        next(deleting)
+        put_streams(database_url, ("late", now - 2 * DAY, "CONNECTED"))
+        assert sum(count for _, count in deleting) == 1000
+        assert len(column(database_url, events, "job_id")) == 1
+        assert column(database_url, jobs, "job_id") == ["late"]
+        assert sum(count for table, count in delete_older(database, now) if table == "events") == 1
+    assert column(database_url, jobs, "job_id") == []
