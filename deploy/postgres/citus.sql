@@ -49,7 +49,7 @@ END $$;
 SELECT format($do$
     DO $$ BEGIN
         IF EXISTS (SELECT FROM %s) THEN
-            RAISE EXCEPTION 'events are stored already: begin with a new database, and bring them over with `receiver copy`';
+            RAISE EXCEPTION 'there are events: begin with a new database, and bring them over with `receiver copy`';
         END IF;
     END $$
 $do$, oid::regclass)
