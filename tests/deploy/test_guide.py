@@ -105,9 +105,9 @@ def test_move_to_postgresql(tmp_path: Path, postgresql_url: str) -> None:
 
 def test_new_postgresql(tmp_path: Path, own_postgresql: PostgreSQL) -> None:
     """The role that the page makes can make the schema in the database that it makes."""
-    (statements,) = blocks("docs/how-to/postgresql.md", language="sql")
-    (migrate,) = blocks("docs/how-to/postgresql.md", language="bash")
-    (setting,) = blocks("docs/how-to/postgresql.md", language="toml")
+    (statements,) = blocks("docs/how-to/postgresql.md", "Set it up", language="sql")
+    (migrate,) = blocks("docs/how-to/postgresql.md", "Set it up", language="bash")
+    (setting,) = blocks("docs/how-to/postgresql.md", "Set it up", language="toml")
     written = make_url(setting.text.split('"')[1])
     engine = create_engine(own_postgresql.url, isolation_level="AUTOCOMMIT")
     with engine.connect() as superuser:

@@ -20,8 +20,9 @@ from receiver.database.database import Database
 from receiver.database.errors import RefusedError
 from receiver.database.insert import Row
 from tests.helpers.database import sql
-from tests.helpers.pages import ROOT
+from tests.helpers.pages import ROOT, blocks
 from tests.helpers.postgres import PrivatePostgreSQL, new_database
+from tests.helpers.shell import run
 
 FOLDER = ROOT / "deploy/postgres"
 STUB = Path(__file__).parent / "citus_stub.sql"
@@ -65,9 +66,9 @@ def cluster() -> Iterator[Cluster]:
         psql(made.spread, "--file", FOLDER / "roles.sql")
         for url in (made.spread.set(username="metastudio"), made.plain):
             migrated(url).close()
+        (files,) = blocks("docs/how-to/scale-out.md", "On a Citus cluster")
         for _ in range(2):
-            assert psql(made.spread, "--file", FOLDER / "citus.sql") == ""
-            assert psql(made.spread, "--file", FOLDER / "roles.sql") == ""
+            run(files.text, ROOT, {"COORDINATOR": made.spread.set(drivername="postgresql").render_as_string()})
         yield made
         server.stop()
 

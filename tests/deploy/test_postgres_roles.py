@@ -152,6 +152,8 @@ def test_owner_does_the_rest(site: Site) -> None:
         assert sum(copied.rows for copied in copy(database, database)) > 0
         assert sum(deleted for _, deleted in delete_older(database, datetime.now(UTC) + timedelta(days=1))) > 0
         assert database.quarantined(limit=1) == []
+    (vacuum,) = blocks("docs/how-to/postgresql.md", "How large it becomes")
+    sql(owner, vacuum.text)
     (role,) = sql(site.url("postgres"), "SELECT * FROM pg_roles WHERE rolname = 'metastudio'")
     assert not any(role[right] for right in ("rolsuper", "rolcreaterole", "rolcreatedb", "rolreplication"))
 

@@ -144,7 +144,7 @@ def test_restart(machine: Machine) -> None:
 
 def test_second_receiver_under_systemd(machine: Machine) -> None:
     """The second unit is understood by systemd; it has a folder of its own, and with it a journal, and another port."""
-    (block,) = blocks("docs/how-to/scale-out.md", language="bash")
+    (block,) = blocks("docs/how-to/scale-out.md", "On one machine", language="bash")
     machine.without("systemctl").run(block)
     enabled(machine)
     path = machine.root / "etc/systemd/system/receiver-2.service"
