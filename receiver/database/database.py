@@ -17,7 +17,7 @@ from receiver.database.insert import Key, Row, distinct, insert_new
 from receiver.database.migration import READ_REVISION, REVISION, require_revision, revision_of, upgrade
 from receiver.database.postgresql import READ_ONLY
 from receiver.database.schema import events, jobs, quarantine, streams
-from receiver.database.streams import newest_states, set_streams
+from receiver.database.streams import newest_states, place_in_second, set_streams
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,8 @@ class Database:
 
     def job(self, job_id: str) -> list[Row]:
         """The events of one job, in order."""
-        return self.read(select(events).where(of_job(job_id)).order_by(events.c.sent_at, events.c.received_at))
+        order = (events.c.sent_at, place_in_second(events.c.state), events.c.received_at, events.c.digest)
+        return self.read(select(events).where(of_job(job_id)).order_by(*order))
 
     def quarantined(self, *, limit: int, after: int = 0, reason: str | None = None) -> list[Row]:
         """Rows of the quarantine with an id above `after`, in the order of their ids."""

@@ -54,6 +54,9 @@ events = sa.Table(
     sa.Column("state", sa.Text),
     sa.Column("reply_id", sa.Text),
     sa.Column("body", sa.Text, nullable=False),
+    sa.Column("live_id", sa.Text),
+    sa.Column("product_id", sa.Text),
+    sa.Column("product_title", sa.Text),
 )
 
 quarantine = sa.Table(
@@ -90,30 +93,42 @@ jobs = sa.Table(
     _time("sent_until"),
 )
 
+# The setting `stream_stale_after`, for the view `live_jobs`: one row, which `receiver serve` writes.
+stale_after = sa.Table("stale_after", metadata, sa.Column("seconds", sa.BigInteger, nullable=False))
+
 
 # For `select` a view is a table; they are apart from those because nothing is stored in them.
 views = sa.MetaData()
 
 
 def _view(name: str, columns: str) -> sa.Table:
-    # Only times need a type: SQLite gives them as text.
-    times = ("_at", "_since")
-    return sa.Table(
-        name, views, *(sa.Column(one, UTCDateTime if one.endswith(times) else None) for one in columns.split())
-    )
+    return sa.Table(name, views, *(sa.Column(one, _type(one)) for one in columns.split()))
+
+
+def _type(column: str) -> type[UTCDateTime | sa.Boolean] | None:
+    """The type of a view's column, where SQLite would give something else than PostgreSQL."""
+    if column == "stale":
+        return sa.Boolean
+    return UTCDateTime if column.endswith(("_at", "_since", "_from", "_to")) else None
 
 
 _IDS = "id endpoint room_id job_id sent_at received_at"
 _PARAGRAPH = "scene_script_name shoot_script_sequence_no shoot_script_title"
-_view("shoot_script_switch", f"{_IDS} {_PARAGRAPH}")
-rtmp_stream_state_change = _view("rtmp_stream_state_change", f"{_IDS} output_url state")
+_PRODUCT = "live_id product_id product_title"
+_view("shoot_script_switch", f"{_IDS} {_PARAGRAPH} {_PRODUCT}")
+rtmp_stream_state_change = _view("rtmp_stream_state_change", f"{_IDS} output_url state place_in_second")
 reply_command_finish = _view("reply_command_finish", f"{_IDS} reply_id")
 stream_sessions = _view(
     "stream_sessions", "room_id job_id output_url connected_at disconnected_at duration_seconds ended_by"
 )
-script_timeline = _view("script_timeline", f"room_id job_id {_PARAGRAPH} started_at ended_at duration_seconds")
+stream_outages = _view(
+    "stream_outages", f"room_id job_id output_url down_from down_to duration_seconds began_with {_PARAGRAPH}"
+)
+script_timeline = _view(
+    "script_timeline", f"room_id job_id {_PARAGRAPH} started_at ended_at duration_seconds {_PRODUCT}"
+)
 live_jobs = _view(
     "live_jobs",
     "room_id job_id first_event_at last_event_at state state_since"
-    " connected_seconds reconnects events paragraphs replies",
+    " connected_seconds reconnects events paragraphs replies connected_since stale",
 )

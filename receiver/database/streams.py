@@ -1,24 +1,34 @@
-"""The current state of each job's stream: that of the event which was sent last, and in one second received last."""
+"""The current state of each job's stream: that of the last event in the order of the job's events."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from operator import itemgetter
+from typing import Any
 
-from sqlalchemy import Connection, func, tuple_
+from sqlalchemy import ColumnElement, Connection, case, func, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from receiver.database.insert import Row, rows_as_json, rows_from_json
 from receiver.database.schema import streams
+from receiver.protocol.events import PLACES_IN_SECOND
 
 _KEPT = ("room_id", "output_url")  # where an event leaves these out, what was known before stays
+
+
+def place_in_second(state: ColumnElement[str | None]) -> ColumnElement[int]:
+    """Where an event with this state stands among those of its job that were sent at the same time."""
+    return case(PLACES_IN_SECOND, value=state, else_=1)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    return row["sent_at"], PLACES_IN_SECOND.get(row["state"], 1), row["received_at"], row["digest"]
 
 
 def newest_states(event_rows: Iterable[Row]) -> list[Row]:
     """The rows of `streams` that these events make, in the order of the jobs' ids."""
     newest: dict[str, Row] = {}
-    for row in sorted(event_rows, key=itemgetter("sent_at", "received_at")):
+    for row in sorted(event_rows, key=_order):
         if row["state"] is not None:
             before = newest.get(row["job_id"], row)
             kept = {name: row[name] or before[name] for name in _KEPT}
@@ -51,5 +61,6 @@ def _upsert(*, is_sqlite: bool) -> sqlite.Insert | postgresql.Insert:
         index_elements=["job_id"],
         set_={name: func.coalesce(new[name], old[name]) for name in _KEPT}
         | {name: new[name] for name in ("state", "since", "received_at")},
-        where=tuple_(new.since, new.received_at) >= tuple_(old.since, old.received_at),
+        where=tuple_(new.since, place_in_second(new.state), new.received_at)
+        >= tuple_(old.since, place_in_second(old.state), old.received_at),
     )

@@ -36,6 +36,11 @@ class StreamState(enum.StrEnum):
     END = "END"
 
 
+# Where an event stands among those of its job that were sent at the same time; all others are 1, and stand as they
+# were received. Signed times are in whole seconds, and requests may overtake each other.
+PLACES_IN_SECOND: dict[str | None, int] = {StreamState.CONNECTING: 0, StreamState.END: 2}
+
+
 class Reason(enum.StrEnum):
     """Why a body is not understood. Stable: these stand in the database and in logs."""
 
@@ -73,6 +78,9 @@ class Event(NamedTuple):
     stream_key: str | None = None
     state: str | None = None
     reply_id: str | None = None
+    live_id: str | None = None
+    product_id: str | None = None
+    product_title: str | None = None
 
 
 _FIELDS = {
@@ -82,7 +90,14 @@ _FIELDS = {
 }
 # Without these an event says nothing: which job it is about, and what a stream's state is.
 _REQUIRED = frozenset({"job_id", "state"})
-_NAMES = frozenset({"room_id", "job_id", "state", "reply_id"})
+_NAMES = frozenset({"room_id", "job_id", "state", "reply_id", "live_id", "product_id"})
+# What a paragraph's event tells of the product where a live platform is connected: in the vendor's SDK's words
+# (RelationProductInfo, PlatformLiveInfo), or in Meituan's. Where in the message is not published.
+_PRODUCT = {
+    "live_id": ("live_id", "liveId"),
+    "product_id": ("product_id", "goodsId"),
+    "product_title": ("product_title", "goodsTitle"),
+}
 
 
 def parse(body: bytes) -> Event:
@@ -103,6 +118,8 @@ def parse(body: bytes) -> Event:
     for name in names:
         if name in _REQUIRED and fields[name] is None:
             raise EventError(Reason.MISSING_FIELD, f"{name} is missing")
+    if event_type == EventType.SHOOT_SCRIPT_SWITCH:
+        fields |= _product(message)
     return Event(event_type, **fields)
 
 
@@ -193,12 +210,23 @@ def _text(fields: dict[str, Any], name: str, longest: int | None) -> str | None:
     return value
 
 
-def _text_or_none(fields: dict[str, Any], name: str) -> str | None:
-    """What may be an id in an event whose type is not known: there, nothing about it is wrong."""
+def _text_or_none(fields: dict[str, Any], name: str, longest: int | None = LONGEST_NAME) -> str | None:
+    """A text that is not documented for this place: there, nothing about it is wrong."""
     try:
-        return _text(fields, name, LONGEST_NAME)
+        return _text(fields, name, longest)
     except EventError:
         return None
+
+
+def _product(message: dict[str, Any]) -> dict[str, str | None]:
+    """The product's fields, in either spelling, at the top of the message or one object deep."""
+    places = [message, *(value for value in message.values() if isinstance(value, dict))]
+    found = {}
+    for name, spellings in _PRODUCT.items():
+        longest = LONGEST_NAME if name in _NAMES else None
+        texts = (_text_or_none(place, spelling, longest) for place in places for spelling in spellings)
+        found[name] = next((text for text in texts if text is not None), None)
+    return found
 
 
 def _integer(fields: dict[str, Any], name: str) -> int | None:
