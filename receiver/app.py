@@ -87,7 +87,7 @@ async def running(settings: Settings, *, now: Callable[[], float] = time.time) -
         has_news = asyncio.Event()
         journal = Journal(settings.journal, settings.journal_max_bytes, metrics, has_news, settings.journal_keep)
         stack.enter_context(closing(journal))
-        feeder = Feeder(journal, settings.database_url, metrics, has_news)
+        feeder = Feeder(journal, settings.database_url, settings.stream_stale_after, metrics, has_news)
 
         # The last step that can be refused: from here on clients are sent to this receiver.
         from_systemd = inherited()

@@ -96,7 +96,12 @@ class Metrics:
             "Deliveries that had been stored, were gone after an outage, and were stored again.",
         )
         self.database_up = self._gauge("database_up", "1 if the latest use of the database succeeded, else 0.")
-        self.streams = self._gauge("streams", "Jobs in the database, by current stream state.", state=STATES)
+        self.streams = self._gauge(
+            "streams", "Jobs in the database, by current stream state, without the stale ones.", state=STATES
+        )
+        self.streams_stale = self._gauge(
+            "streams_stale", "Jobs without END whose latest event is older than stream_stale_after."
+        )
         self.last_event_timestamp_seconds = self._gauge(
             "last_event_timestamp_seconds",
             "When the latest event was sent, as far as stored since the start; 0 before the first.",

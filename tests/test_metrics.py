@@ -48,6 +48,7 @@ FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "projector_restarts": ("counter", {}),
     "events_restored": ("counter", {}),
     "database_up": ("gauge", {}),
+    "streams_stale": ("gauge", {}),
     "streams": ("gauge", {"state": STREAM_STATES}),
     "last_event_timestamp_seconds": ("gauge", {"event_type": TYPES}),
     "build_info": ("gauge", {"version": [version("metastudio-callback-receiver")]}),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, event, func, select, text
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, event, func, select, text, update
 
 from receiver.database.commits import require_replicated, watch_commits
 from receiver.database.engine import Deadline, connect
@@ -16,8 +16,8 @@ from receiver.database.errors import refusals
 from receiver.database.insert import Key, Row, distinct, insert_new
 from receiver.database.migration import READ_REVISION, REVISION, require_revision, revision_of, upgrade
 from receiver.database.postgresql import READ_ONLY
-from receiver.database.schema import events, jobs, quarantine, streams
-from receiver.database.streams import newest_states, place_in_second, set_streams
+from receiver.database.schema import events, jobs, quarantine, stale_after
+from receiver.database.streams import count_streams, newest_states, place_in_second, set_streams
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +117,18 @@ class Database:
                 require_revision(connection)
         return stored
 
-    def stream_states(self) -> list[tuple[str, int]]:
-        """How many jobs are in each stream state."""
-        query = select(streams.c.state, func.count()).group_by(streams.c.state)
+    def set_stale_after(self, seconds: int) -> None:
+        """Tell the view `live_jobs` after how many seconds without an event a job that has no END is stale."""
+        with self.transaction() as connection:
+            # Nothing is written where it is the same, as nearly always.
+            connection.execute(update(stale_after).where(stale_after.c.seconds != seconds).values(seconds=seconds))
+
+    def stream_states(self, stale_before: datetime) -> list[tuple[str, int, int]]:
+        """Of each stream state, how many jobs have ended or had an event since a time, and how many are stale."""
         with self.transaction(read_only=True) as connection:
             self._note_server(connection)
-            return [(state, jobs) for state, jobs in connection.execute(query)]
+            rows = connection.execute(count_streams(stale_before)).mappings()
+            return [(row["state"], row["jobs"] - row["stale"], row["stale"]) for row in rows]
 
     def job(self, job_id: str) -> list[Row]:
         """The events of one job, in order."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, func, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from receiver.database.insert import Row, rows_as_json, rows_from_json
-from receiver.database.schema import streams
-from receiver.protocol.events import PLACES_IN_SECOND
+from receiver.database.schema import events, jobs, streams
+from receiver.protocol.events import PLACES_IN_SECOND, StreamState
 
+_RANGE_AHEAD = timedelta(minutes=10)  # how far the trigger note_jobs widens a job's range beyond its latest event
 _KEPT = ("room_id", "output_url")  # where an event leaves these out, what was known before stays
 
 
@@ -46,6 +48,22 @@ def set_streams(connection: Connection, rows: Sequence[Row]) -> None:
         return
     is_sqlite = connection.dialect.name == "sqlite"
     connection.execute(_upsert(is_sqlite=is_sqlite), [*rows] if is_sqlite else {"rows": rows_as_json(rows)})
+
+
+def count_streams(stale_before: datetime) -> Select[tuple[str, int, int]]:
+    """The query for how many `jobs` are in each `state`, and how many of these are `stale`.
+
+    Those are without END, and without an event since `stale_before`.
+    """
+    has_event = exists().where(
+        events.c.job_id == jobs.c.job_id, events.c.sent_at >= stale_before, events.c.sent_at <= jobs.c.sent_until
+    )
+    # Where its range ends later than its latest event can be before it, there is no need to look for that event.
+    is_later = jobs.c.sent_until >= stale_before + _RANGE_AHEAD
+    is_live = exists().where(jobs.c.job_id == streams.c.job_id, or_(is_later, has_event))
+    is_stale = and_(streams.c.state != StreamState.END, streams.c.since < stale_before, ~is_live)
+    count, stale = func.count().label("jobs"), func.sum(case((is_stale, 1), else_=0)).label("stale")
+    return select(streams.c.state, count, stale).group_by(streams.c.state)
 
 
 @cache

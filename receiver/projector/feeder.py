@@ -37,11 +37,17 @@ _TIDY_EVERY = 5.0  # seconds
 
 
 class Feeder:
-    """Moves what is in `journal` to the database at `database_url`. `wake` is set when there is something to do."""
+    """Moves what is in `journal` to the database at `database_url`. `wake` is set when there is something to do.
 
-    def __init__(self, journal: Journal, database_url: str, metrics: Metrics, wake: asyncio.Event) -> None:
+    `stale_after` is the setting `stream_stale_after`.
+    """
+
+    def __init__(
+        self, journal: Journal, database_url: str, stale_after: int, metrics: Metrics, wake: asyncio.Event
+    ) -> None:
         self._journal = journal
         self._database_url = database_url
+        self._stale_after = stale_after
         self._metrics = metrics
         self._wake = wake
         self._task: asyncio.Task[None] | None = None
@@ -97,7 +103,7 @@ class Feeder:
         """Start a worker and feed it until it ends; returns how it ended."""
         self._has_worked = False
         try:
-            worker = await WorkerProcess.start(self._database_url)
+            worker = await WorkerProcess.start(self._database_url, self._stale_after)
         except OSError as error:
             return {"problem": str(error)}
         self._worker = worker
@@ -222,6 +228,8 @@ class Feeder:
             self._count(outcome)
         for state, count in report.get("streams", {}).items():
             self._metrics.streams.labels(state).set(count)
+        if "streams_stale" in report:
+            self._metrics.streams_stale.set(report["streams_stale"])
         if "error" in report:
             self._metrics.projector_errors_total.labels(report["error"]).inc()
         if "up" in report:

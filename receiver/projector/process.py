@@ -25,7 +25,7 @@ class WorkerProcess:
         self._writer = writer
 
     @classmethod
-    async def start(cls, database_url: str) -> Self:
+    async def start(cls, database_url: str, stale_after: int) -> Self:
         """Start one; raises `OSError`."""
         own, its = socket.socketpair()
         try:
@@ -41,7 +41,8 @@ class WorkerProcess:
             own.close()
             raise
         # The URL is a secret, which arguments and environment would show.
-        worker._writer.write(frame(Kind.SETTINGS, in_json({"database_url": database_url})))
+        settings = {"database_url": database_url, "stale_after": stale_after}
+        worker._writer.write(frame(Kind.SETTINGS, in_json(settings)))
         return worker
 
     @property

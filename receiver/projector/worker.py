@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -41,11 +42,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Worker:
-    """Stores what comes from `channel` in the database at `database_url`."""
+    """Stores what comes from `channel` in the database at `database_url`.
 
-    def __init__(self, channel: Channel, database_url: str) -> None:
+    A job without END counts as stale when its last event is `stale_after` seconds old.
+    """
+
+    def __init__(self, channel: Channel, database_url: str, stale_after: int) -> None:
         self._channel = channel
         self._database = Database(database_url)
+        self._stale_after = stale_after
         self._store = Store(self._database)
         self._batch: tuple[Kind, bytes] | None = None
         self._damaged: SimpleQueue[Path] = SimpleQueue()
@@ -80,6 +85,7 @@ class Worker:
         """Store a batch, and a batch of a damaged journal after it, so that neither waits for the other."""
         if not self._schema_is_right:
             self._database.prepare()
+            self._database.set_stale_after(self._stale_after)
             self._schema_is_right = True
         if self._batch is None:
             self._receive(0 if self._has_more else self._streams_counted_at + _COUNT_STREAMS_EVERY - time.monotonic())
@@ -103,10 +109,12 @@ class Worker:
     def _count_streams(self) -> None:
         if time.monotonic() - self._streams_counted_at < _COUNT_STREAMS_EVERY:
             return
-        counts = dict.fromkeys(STATES, 0)
-        for state, count in self._database.stream_states():
-            counts[known(state, STATES)] += count
-        self._channel.send(streams=counts)
+        counts, stale = dict.fromkeys(STATES, 0), 0
+        before = datetime.fromtimestamp(max(time.time() - self._stale_after, 0), UTC)
+        for state, live, left_behind in self._database.stream_states(before):
+            counts[known(state, STATES)] += live
+            stale += left_behind
+        self._channel.send(streams=counts, streams_stale=stale)
         self._streams_counted_at = time.monotonic()
 
     def _note_success(self) -> None:
@@ -151,7 +159,7 @@ def main() -> None:
         channel = Channel(connection)
         message = channel.receive()
         if message is not None:
-            worker = Worker(channel, json.loads(message[1])["database_url"])
+            worker = Worker(channel, **json.loads(message[1]))
             gc.freeze()  # all that was imported, which is not searched for garbage again and again
             worker.run()
 

@@ -107,6 +107,9 @@ class Settings:
         "The database, as `sqlite:///PATH` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`.",
         mask=lambda settings: urls.public(settings.database_url),
     )
+    stream_stale_after: int = setting(
+        parsers.number, 43200, "Seconds without an event after which a job that never sent END counts as stale."
+    )
     max_body_bytes: int = setting(parsers.number, 2**20, "Bytes of the largest body that is accepted.")
     max_connections: int = setting(
         parsers.number, 1024, "The most connections at once; for one more, the least useful one is closed."

@@ -24,6 +24,7 @@ from receiver.delivery import Delivery
 from tests.helpers.database import sql
 
 NOON = 1726012800.0
+EVER = datetime.fromtimestamp(0, UTC)
 BEIJING = timezone(timedelta(hours=8))
 
 
@@ -106,7 +107,7 @@ def test_store_into_another_schema(database: Database, database_url: str) -> Non
     sql(database_url, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(SchemaError, match="upgrade the receiver"):
         database.store([event(state="CONNECTED")], [suspect("stale")])
-    assert (database.job("job"), database.quarantined(limit=10), database.stream_states()) == ([], [], [])
+    assert (database.job("job"), database.quarantined(limit=10), database.stream_states(EVER)) == ([], [], [])
     sql(database_url, f"UPDATE alembic_version SET version_num = '{REVISION}'")
     assert database.store([event()], []).events == keys(event())
 
@@ -136,6 +137,7 @@ KEYS_AND_INDEXES: dict[str, tuple[list[str], dict[str, list[str]]]] = {
     "events": (["sent_at", "digest"], {"events_states": ["job_id", "sent_at"]}),
     "quarantine": (["sent_at", "digest"], {}),
     "streams": (["job_id"], {"streams_open": ["since"]}),
+    "stale_after": ([], {}),
     "jobs": (["job_id"], {"jobs_first_sent_at": ["first_sent_at"], "jobs_sent_until": ["sent_until"]}),
 }
 
@@ -252,10 +254,10 @@ def test_stream_keeps_what_later_events_leave_out(
 
 def test_stream_states(database: Database) -> None:
     """The jobs are counted by their current state, and events without a state are of no stream."""
-    assert database.stream_states() == []
+    assert database.stream_states(EVER) == []
     states = {"a": "CONNECTED", "b": "CONNECTED", "c": "END", "d": "SOMETHING_NEW"}
     database.store([event(job_id=job, state=state) for job, state in states.items()] + [event(job_id="e")], [])
-    assert sorted(database.stream_states()) == [("CONNECTED", 2), ("END", 1), ("SOMETHING_NEW", 1)]
+    assert sorted(database.stream_states(EVER)) == [("CONNECTED", 2, 0), ("END", 1, 0), ("SOMETHING_NEW", 1, 0)]
 
 
 def test_times_are_utc_to_the_microsecond(database: Database, database_url: str) -> None:
@@ -337,7 +339,7 @@ def test_store_is_all_or_nothing(database: Database) -> None:
     good = event(state="CONNECTED")
     with pytest.raises(RefusedError):
         database.store([good, event(1) | IMPOSSIBLE], [suspect("stale")])
-    assert (database.job("job"), database.quarantined(limit=10), database.stream_states()) == ([], [], [])
+    assert (database.job("job"), database.quarantined(limit=10), database.stream_states(EVER)) == ([], [], [])
     assert database.store([good], []).events == keys(good)
 
 
@@ -361,7 +363,7 @@ def test_several_receivers_share_a_database(database: Database, database_url: st
         stored = [one for found in threads.map(store, range(4)) for one in found]
     assert len(stored) == 200
     assert set(stored) == keys(*rows, *doubtful)
-    assert database.stream_states() == [("CONNECTED", 7)]
+    assert database.stream_states(EVER) == [("CONNECTED", 7, 0)]
 
 
 def test_problems_hold_no_values(database: Database) -> None:

@@ -258,6 +258,8 @@ def test_json(database_url: str) -> None:
         "events": 8,
         "paragraphs": 2,
         "replies": 1,
+        "connected_since": None,
+        "stale": False,
     }
     found = json.loads(printed(database_url, JOB[:6], "--json"))
     assert found["live_job"] == job

@@ -28,6 +28,7 @@ from tests.helpers.receiver import wait_until
 
 _T = TypeVar("_T")
 NOON = 1726012800.0
+STALE_AFTER = 2**40  # seconds: no job is stale, though they are all years old
 
 
 class Line:
@@ -42,7 +43,7 @@ class Line:
         self._thread.start()
         wake = asyncio.Event()
         self.journal = Journal(folder / "journal.db", 2**30, self.metrics, wake, keep, clock)
-        self.feeder = Feeder(self.journal, url, self.metrics, wake)
+        self.feeder = Feeder(self.journal, url, STALE_AFTER, self.metrics, wake)
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Do something on the callbacks' side."""

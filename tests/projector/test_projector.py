@@ -21,7 +21,7 @@ from receiver.projector import feeder
 from receiver.projector.channel import Channel
 from receiver.projector.worker import Worker, reason_of
 from tests.helpers.database import sql
-from tests.helpers.line import NOON, Line, Logs, body, connected, delivery, laid, migrate, rows, started
+from tests.helpers.line import NOON, STALE_AFTER, Line, Logs, body, connected, delivery, laid, migrate, rows, started
 from tests.helpers.postgres import PostgreSQL, new_database
 from tests.helpers.receiver import SAMPLES, wait_until
 
@@ -77,7 +77,7 @@ def test_official_samples(line: Line, database_url: str, event_type: str) -> Non
     (row,) = rows(database_url, events)
     known = {"endpoint": "default", "event_type": event_type, "room_id": ROOM, "job_id": JOB}
     times = {"sent_at": moment(0), "received_at": moment(0.5), "digest": sent.digest}
-    nothing = dict.fromkeys(name for fields in COLUMNS.values() for name in fields)
+    nothing = dict.fromkeys(Event._fields)
     wanted = nothing | known | times | {"body": SAMPLES[event_type].decode()} | COLUMNS[event_type]
     assert row == {"id": 1} | wanted
     stream = {"job_id": JOB, "room_id": ROOM, "output_url": "rtmp://xxx/xx/xx", "state": "CONNECTED"}
@@ -328,7 +328,7 @@ def outage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outage]:
 def test_outage_with_several_problems(own_postgresql: PostgreSQL, caplog: pytest.LogCaptureFixture) -> None:
     """Each problem of one outage is said once, so that the last one can be read too, and at most five are."""
     with new_database(own_postgresql.url) as url, connected() as (own, its):
-        worker = Worker(Channel(its), url)
+        worker = Worker(Channel(its), url, STALE_AFTER)
         for problem in ("one", "two", "one", *"abcdefgh"):
             worker._report(RuntimeError(problem))  # noqa: SLF001 (no server has that many problems at once)
         migrate(url)

@@ -28,7 +28,7 @@ from receiver.projector.store import Store
 from receiver.projector.worker import Worker
 from tests.helpers.database import sql
 from tests.helpers.journal import make_half_taken_over, run_in_child
-from tests.helpers.line import Logs, body, connected, delivery, laid, migrate, rows, started
+from tests.helpers.line import STALE_AFTER, Logs, body, connected, delivery, laid, migrate, rows, started
 from tests.helpers.load import awaits_lock, held
 from tests.helpers.receiver import wait_until
 
@@ -161,7 +161,7 @@ def test_callbacks_go_on_beside_it(moved: Path, database_url: str) -> None:
     """While a damaged journal is recovered deliveries are taken, and stored before the rest of it."""
     with connected() as (own, its), closing(own):
         own.sendall(frame(Kind.DAMAGED, in_json(str(unrecovered(moved)[0]))))
-        worker = Worker(Channel(its), database_url)
+        worker = Worker(Channel(its), database_url, STALE_AFTER)
         worker._step()  # noqa: SLF001 (a step alone)
         for at in range(COUNT, COUNT + 3):
             own.sendall(frame(Kind.BATCH, encode(numbered(at, at + 1))))
@@ -178,7 +178,7 @@ def test_end_in_the_middle(moved: Path, database_url: str, tmp_path: Path) -> No
     """A stop does not wait for a recovery: the next start begins it again, and what is there already stays once."""
     with connected() as (own, its):
         own.sendall(frame(Kind.DAMAGED, in_json(str(unrecovered(moved)[0]))))
-        worker = Worker(Channel(its), database_url)
+        worker = Worker(Channel(its), database_url, STALE_AFTER)
         worker._step()  # noqa: SLF001 (a step alone)
         own.close()
         worker.run()
@@ -230,7 +230,7 @@ def test_problem_of_the_recovery_alone(
         assert line.read() == []
     with connected() as (own, its):
         # In a thread, so that the pause can be set.
-        worker = threading.Thread(target=Worker(Channel(its), postgresql_url).run)
+        worker = threading.Thread(target=Worker(Channel(its), postgresql_url, STALE_AFTER).run)
         worker.start()
         own.sendall(frame(Kind.DAMAGED, in_json(str(unrecovered(path)[0]))))
         wait_until(lambda: len(stored(postgresql_url)) == 100, "the first batch")
