@@ -218,13 +218,19 @@ def _text_or_none(fields: dict[str, Any], name: str, longest: int | None = LONGE
         return None
 
 
+def _text_or_float(fields: dict[str, Any], name: str, longest: int | None) -> str | None:
+    value = fields[name]
+    return str(value) if isinstance(value, float) else _text_or_none(fields, name, longest)
+
+
 def _product(message: dict[str, Any]) -> dict[str, str | None]:
     """The product's fields, in either spelling, at the top of the message or one object deep."""
     places = [message, *(value for value in message.values() if isinstance(value, dict))]
     found = {}
     for name, spellings in _PRODUCT.items():
         longest = LONGEST_NAME if name in _NAMES else None
-        texts = (_text_or_none(place, spelling, longest) for place in places for spelling in spellings)
+        values = ((place, spelling) for place in places for spelling in spellings if spelling in place)
+        texts = (_text_or_float(place, spelling, longest) for place, spelling in values)
         found[name] = next((text for text in texts if text is not None), None)
     return found
 

@@ -134,7 +134,7 @@ def test_sql_files_belong_to_a_migration() -> None:
 
 # The unique key of each table, and its indexes with their columns.
 KEYS_AND_INDEXES: dict[str, tuple[list[str], dict[str, list[str]]]] = {
-    "events": (["sent_at", "digest"], {"events_states": ["job_id", "sent_at"]}),
+    "events": (["sent_at", "digest"], {"events_states": ["job_id", "sent_at"], "events_states_sent_at": ["sent_at"]}),
     "quarantine": (["sent_at", "digest"], {}),
     "streams": (["job_id"], {"streams_open": ["since"]}),
     "stale_after": ([], {}),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
-from itertools import count
+from itertools import count, permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,9 @@ class Views:
 
     def sessions(self, columns: str = "connected_at, disconnected_at, duration_seconds, ended_by") -> list[Any]:
         return self.query(f"SELECT {columns} FROM stream_sessions ORDER BY job_id, connected_at, disconnected_at")
+
+    def outages(self, columns: str = "down_from, down_to, duration_seconds, began_with") -> list[Any]:
+        return self.query(f"SELECT {columns} FROM stream_outages ORDER BY job_id, down_from, down_to")
 
     def timeline(self) -> list[Any]:
         return self.query(
@@ -271,6 +274,126 @@ def test_undocumented_state(views: Views) -> None:
     assert views.query("SELECT state, reconnects FROM live_jobs") == [("connected", 1)]
 
 
+def test_outages(views: Views) -> None:
+    """A job is down before its first CONNECTED and whenever it is lost, with what was on when that began."""
+    views.store(*ORDINARY)
+    columns = "room_id, job_id, down_from, down_to, duration_seconds, began_with, shoot_script_title"
+    assert views.outages(columns) == [
+        ("room", "job", 0, 2, 2.0, "CONNECTING", None),
+        ("room", "job", 20, 30, 10.0, "DISCONNECTED", "段落2"),
+    ]
+
+
+def test_outage_of_a_job_that_never_connected(views: Views) -> None:
+    """It is one outage from the first state, whatever follows, to END; before END it lasts."""
+    views.store(state(0, "CONNECTING"), state(3, "DISCONNECTED"), state(5, "CONNECTING"))
+    assert views.outages() == [(0, None, None, "CONNECTING")]
+    views.store(state(9, "END"))
+    assert views.outages() == [(0, 9, 9.0, "CONNECTING")]
+
+
+def test_outage_before_the_first_paragraph(views: Views) -> None:
+    """Nothing was on, though a paragraph comes while it is down."""
+    views.store(state(0, "CONNECTED"), state(5, "RECONNECTING"), paragraph(6, "段落1"), state(8, "CONNECTED"))
+    assert views.outages("down_from, down_to, scene_script_name, shoot_script_title") == [(5, 8, None, None)]
+
+
+def test_outage_that_lasts(views: Views) -> None:
+    """A job that is down now has neither an end nor a duration, and names what was on."""
+    views.store(state(0, "CONNECTED"), paragraph(1, "段落1", shoot_script_sequence_no=7), state(5, "RECONNECTING"))
+    columns = "down_from, down_to, duration_seconds, scene_script_name, shoot_script_sequence_no, shoot_script_title"
+    assert views.outages(columns) == [(5, None, None, "商品1", 7, "段落1")]
+
+
+def test_outage_until_the_end(views: Views) -> None:
+    """END without a reconnection ends the outage and begins none; so does a second END."""
+    views.store(state(0, "CONNECTED"), state(5, "DISCONNECTED"), state(9, "END"), state(10, "END"))
+    assert views.outages() == [(5, 9, 4.0, "DISCONNECTED")]
+
+
+def test_no_outage(views: Views) -> None:
+    """A job that was connected from its first state to its END was never down, and one without states neither."""
+    views.store(state(0, "CONNECTED"), state(9, "END"), paragraph(0, "段落1", job_id="no states"))
+    assert views.outages() == []
+
+
+def test_outages_and_urls(views: Views) -> None:
+    """Another URL is no outage while it is connected; an outage is of the URL that was in use when it began."""
+    one, two = {"output_url": "rtmp://one/"}, {"output_url": "rtmp://two/"}
+    views.store(
+        state(0, "CONNECTING", **one),
+        state(1, "CONNECTED"),
+        state(5, "CONNECTED", **two),
+        state(6, "DISCONNECTED"),
+        state(8, "CONNECTED", **one),
+        state(9, "RECONNECTING", **one),
+        state(10, "CONNECTING", **two),
+        state(12, "CONNECTED", **two),
+    )
+    assert views.outages("output_url, down_from, down_to") == [
+        ("rtmp://one/", 0, 1),
+        ("rtmp://two/", 6, 8),
+        ("rtmp://one/", 9, 12),
+    ]
+
+
+def test_states_after_the_end(views: Views) -> None:
+    """After END a job is not down until it sends a state again: then it is as streams says that it is."""
+    views.store(state(0, "CONNECTED"), paragraph(1, "段落1"), state(2, "END"))
+    views.store(state(5, "CONNECTED"), state(7, "DISCONNECTED"))
+    assert views.outages("down_from, down_to, shoot_script_title") == [(7, None, None)]
+    views.store(state(9, "END"), state(12, "RECONNECTING"))
+    assert views.outages() == [(7, 9, 2.0, "DISCONNECTED"), (12, None, None, "RECONNECTING")]
+    assert views.query("SELECT state, since FROM streams") == [("RECONNECTING", 12)]
+
+
+def test_times_with_fractions(views: Views) -> None:
+    """Where hwTime has milliseconds, they are the order, within a second too: nothing ever lasts less than no time."""
+    views.store(state(0.1, "CONNECTED"), state(0.4, "END"), state(0.7, "CONNECTING"), state(0.9, "CONNECTED"))
+    assert views.sessions("connected_at, disconnected_at") == [(0.1, 0.4), (0.9, None)]
+    assert views.outages("down_from, down_to") == [(0.7, 0.9)]
+    assert views.query("SELECT state, since FROM streams") == [("CONNECTED", 0.9)]
+
+
+def test_products(views: Views) -> None:
+    """What a paragraph's event tells of live and product is in the views of paragraphs; else it is NULL."""
+    product = {"live_id": "直播1", "product_id": "42", "product_title": "春季新茶"}
+    views.store(paragraph(0, "段落1", **product), paragraph(5, "段落2"), state(9, "END"))
+    for view, order in (("shoot_script_switch", "sent_at"), ("script_timeline", "started_at")):
+        found = views.query(f"SELECT live_id, product_id, product_title FROM {view} ORDER BY {order}")
+        assert found == [("直播1", "42", "春季新茶"), (None, None, None)]
+
+
+def test_stale(views: Views) -> None:
+    """A job without END is stale once its latest event of any type is older than was set; an ended one never."""
+    now = (datetime.now(UTC) - NOON).total_seconds()
+    views.store(
+        *(state(now - 7200, "CONNECTED", job_id=job) for job in ("played since", "old", "ended")),
+        paragraph(now - 60, "段落1", job_id="played since"),
+        state(now - 7100, "END", job_id="ended"),
+        paragraph(now - 7200, "段落1", job_id="never a state"),
+    )
+    for after, stale in ((3600, ["never a state", "old"]), (36000, []), (1, ["never a state", "old", "played since"])):
+        views.database.set_stale_after(after)
+        assert views.query("SELECT job_id FROM live_jobs WHERE stale ORDER BY job_id") == [(job,) for job in stale]
+        before = datetime.now(UTC) - timedelta(seconds=after)
+        left = sum(job in stale for job in ("old", "played since"))
+        states = sorted(views.database.stream_states(before))
+        assert states == [("CONNECTED", 2 - left, left), ("END", 1, 0)]
+    views.database.set_stale_after(10**18)
+    assert views.query("SELECT job_id FROM live_jobs WHERE stale") == []
+    views.database.set_stale_after(43200)
+
+
+def test_session_that_lasts(views: Views) -> None:
+    """live_jobs says since when the session lasts that has not ended, and nothing where none does."""
+    views.store(state(0, "CONNECTED"), state(5, "DISCONNECTED"), state(6, "CONNECTED"), event(8, reply_id="r"))
+    columns = "connected_since, connected_seconds, last_event_at"
+    assert views.query(f"SELECT {columns} FROM live_jobs") == [(6, 7.0, 8)]
+    views.store(state(9, "RECONNECTING"))
+    assert views.query(f"SELECT {columns} FROM live_jobs") == [(None, 8.0, 9)]
+
+
 def test_jobs_that_share_a_room(views: Views) -> None:
     """Jobs at one time in one room are told apart, and a job without a room is there too."""
     for job, end in (("a", 10), ("b", 20)):
@@ -461,6 +584,27 @@ def modelled_paragraphs(rows: Sequence[Row]) -> list[list[Any]]:
     return paragraphs
 
 
+def modelled_outages(rows: Sequence[Row]) -> list[list[Any]]:
+    """[URL, from, to, began with, title] of each outage."""
+    outages: list[list[Any]] = []
+    url = title = None
+    is_down = False
+    for row in ordered(rows):
+        if row["state"] is None:
+            title = row["shoot_script_title"]
+            continue
+        url = row["output_url"] or url
+        if row["state"] in ("CONNECTED", "END"):
+            if is_down:
+                outages[-1][2] = _plain(row["sent_at"])
+            is_down = False
+        elif not is_down:
+            outages.append([url, _plain(row["sent_at"]), None, row["state"], title])
+            is_down = True
+        title = None if row["state"] == "END" else title
+    return outages
+
+
 _numbers = count()
 
 
@@ -479,6 +623,11 @@ def test_views_are_as_modelled(views: Views, drawn: list[tuple[int, int, str | N
         "SELECT shoot_script_title, started_at, ended_at FROM script_timeline WHERE job_id = :job", job=job
     )
     assert sorted(found, key=repr) == sorted(map(tuple, modelled_paragraphs(rows)), key=repr)
+    found = views.query(
+        "SELECT output_url, down_from, down_to, began_with, shoot_script_title FROM stream_outages WHERE job_id = :job",
+        job=job,
+    )
+    assert sorted(found, key=repr) == sorted(map(tuple, modelled_outages(rows)), key=repr)
     found = views.query("SELECT connected_seconds, reconnects, events FROM live_jobs WHERE job_id = :job", job=job)
     kept = ordered(rows)
     if not kept:
@@ -488,6 +637,58 @@ def test_views_are_as_modelled(views: Views, drawn: list[tuple[int, int, str | N
     connected = sum((last if end is None else end) - begin for _, begin, end, _ in sessions)
     moves = sum(by == "CONNECTED" for *_, by in sessions)
     assert found == [(connected, max(len(sessions) - moves - 1, 0), len(kept))]
+
+
+KINDS = ("CONNECTING", "CONNECTED", "DISCONNECTED", "RECONNECTING", "END", "段落1")
+
+
+def arrivals() -> list[list[Row]]:
+    """For each order in which up to four different events can arrive, and each way to share two seconds: a job."""
+    jobs: list[list[Row]] = []
+    for kinds in (order for size in range(1, 5) for order in permutations(KINDS, size)):
+        for seconds in product((0, 1), repeat=len(kinds)):
+            number = len(jobs)
+            jobs.append(
+                [
+                    (state if kind.isupper() else paragraph)(  # Chinese has no upper case
+                        10 * number + second, kind, 10 * number + 2 + place / 10, job_id=f"job {number:05}"
+                    )
+                    for place, (kind, second) in enumerate(zip(kinds, seconds, strict=True))
+                ]
+            )
+    return jobs
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["as received", "the last received first"])
+def test_every_order_of_arrival(views: Views, *, backwards: bool) -> None:
+    """Up to four events of two seconds are the same history in whatever order they arrive and are stored."""
+    jobs = arrivals()
+    assert len(jobs) == 6852
+    for place in sorted(range(4), reverse=backwards):  # one event of each job at a time
+        views.store(*(rows[place] for rows in jobs if len(rows) > place))
+    wanted: dict[str, list[Any]] = {"sessions": [], "outages": [], "timeline": [], "streams": [], "jobs": []}
+    for rows in jobs:
+        job_id = rows[0]["job_id"]
+        sessions, outages, states = modelled_sessions(rows), modelled_outages(rows), []
+        wanted["sessions"] += [(job_id, *session[1:]) for session in sessions]
+        wanted["outages"] += [(job_id, *outage[1:]) for outage in outages]
+        wanted["timeline"] += [(job_id, *one) for one in modelled_paragraphs(rows)]
+        states = [row for row in ordered(rows) if row["state"]]
+        last = _plain(max(row["sent_at"] for row in rows))
+        state_now = (states[-1]["state"], _plain(states[-1]["sent_at"])) if states else (None, None)
+        wanted["streams"] += [(job_id, *state_now, _plain(states[-1]["received_at"]))] if states else []
+        connected = sum((last if end is None else end) - begin for _, begin, end, _ in sessions)
+        since = sessions[-1][1] if sessions and sessions[-1][2] is None else None
+        wanted["jobs"].append((job_id, *state_now, connected, max(len(sessions) - 1, 0), since))
+    found = {
+        "sessions": "connected_at, disconnected_at, ended_by FROM stream_sessions",
+        "outages": "down_from, down_to, began_with, shoot_script_title FROM stream_outages",
+        "timeline": "shoot_script_title, started_at, ended_at FROM script_timeline",
+        "streams": "state, since, received_at FROM streams",
+        "jobs": "state, state_since, connected_seconds, reconnects, connected_since FROM live_jobs",
+    }
+    for name, columns in found.items():
+        assert sorted(views.query(f"SELECT job_id, {columns}"), key=repr) == sorted(wanted[name], key=repr)
 
 
 def test_both_databases_answer_alike(tmp_path: Path, postgresql_url: str) -> None:

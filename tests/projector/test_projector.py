@@ -20,6 +20,7 @@ from receiver.database.schema import events, quarantine, streams
 from receiver.projector import feeder
 from receiver.projector.channel import Channel
 from receiver.projector.worker import Worker, reason_of
+from receiver.protocol.events import Event
 from tests.helpers.database import sql
 from tests.helpers.line import NOON, STALE_AFTER, Line, Logs, body, connected, delivery, laid, migrate, rows, started
 from tests.helpers.postgres import PostgreSQL, new_database

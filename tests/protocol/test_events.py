@@ -142,6 +142,63 @@ def test_the_sequence_number_may_be_text_or_number(value: Any, number: int | Non
     assert parse(script(shoot_script_sequence_no=value)).shoot_script_sequence_no == number
 
 
+def products(message: dict[str, Any]) -> tuple[str | None, ...]:
+    """What a paragraph's event with these fields tells of live, product and its title."""
+    event = parse(script(**message))
+    return event.live_id, event.product_id, event.product_title
+
+
+OWN = {"live_id": "live", "product_id": "p1", "product_title": "春季新茶"}
+MEITUAN = {"liveId": "live", "goodsId": "p1", "goodsTitle": "春季新茶"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        OWN,
+        MEITUAN,
+        {"relation_product_info": OWN},
+        {"relation_product_info": MEITUAN, "an array": [{"live_id": "other"}], "nothing": None},
+        {"live_id": "live", "a": {"goodsId": "p1", "product_title": ""}, "b": {"goodsTitle": "春季新茶"}},
+        OWN | dict.fromkeys(MEITUAN, "other") | {"deeper": dict.fromkeys(OWN, "other")},
+        OWN | {"deeper": {"deepest": dict.fromkeys(OWN, "other")}},
+    ],
+    ids=["own names", "Meituan's", "inside", "Meituan's inside", "in several places", "twice", "two deep"],
+)
+def test_products_are_found_where_they_are(message: dict[str, Any]) -> None:
+    """Either spelling counts, the message before the objects in it, and the vendor's own names before Meituan's."""
+    assert products(message) == ("live", "p1", "春季新茶")
+
+
+def test_products_are_not_looked_for_deeper() -> None:
+    """Two objects deep, or in an array, nothing is found."""
+    assert products({"a": {"b": OWN}, "c": [OWN]}) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(42, "42"), (2**70, str(2**70)), (0, "0"), (1.5, "1.5"), ("42", "42"), ("x" * 255, "x" * 255)]
+    + [(bad, None) for bad in ("", None, True, [], {}, ["p1"], "a\0b", "\ud800", "x" * 256)],
+    ids=lambda value: ascii(value)[:12],
+)
+def test_products_never_make_an_event_wrong(value: Any, text: str | None) -> None:
+    """Texts and numbers are taken, and whatever else stands there is passed over: the event is an event."""
+    assert products({"live_id": value, "product_id": value})[:2] == (text, text)
+    # Where one place has nothing that can be taken, the next one may.
+    assert products({"product_id": value, "a": {"goodsId": "other"}})[1] == (text or "other")
+
+
+def test_product_titles_may_be_long() -> None:
+    """A title is as long as it is, as all titles are."""
+    assert products({"goodsTitle": "茶" * 1000})[2] == "茶" * 1000
+
+
+def test_products_are_of_paragraphs_alone() -> None:
+    """Other events do not tell of products."""
+    assert parse(stream(**OWN)) == Event("RTMP_STREAM_STATE_CHANGE", job_id=JOB, state="END")
+    assert parse(body_of("NEW", OWN | {"deeper": {"two": OWN}})) == Event("NEW")
+
+
 def test_ids_may_be_numbers() -> None:
     """A number where text is documented is that number's text."""
     event = parse(stream(room_id=42, job_id=2**70, stream_key=0))
@@ -344,7 +401,8 @@ _SAMPLE_BYTES = st.sampled_from([body for body, _ in SAMPLES.values()])
 def is_storable(event: Event) -> bool:
     """Whether every database takes it: text in UTF-8 without NUL, names within their length, numbers of 64 bits."""
     text = [value for value in event._asdict().values() if isinstance(value, str)]
-    names = [event.event_type, event.room_id, event.job_id, event.state, event.reply_id]
+    ids = [event.room_id, event.job_id, event.reply_id, event.live_id, event.product_id]
+    names = [event.event_type, event.state, *ids]
     return (
         all(value and "\0" not in value and value.encode() for value in text)
         and all(len(name or "") <= 255 for name in names)
@@ -395,6 +453,9 @@ _TYPED = st.one_of(
         scene_script_name=_MAYBE,
         shoot_script_sequence_no=st.none() | st.integers(1 - 2**63, 2**63 - 1),
         shoot_script_title=_MAYBE,
+        live_id=_MAYBE,
+        product_id=_MAYBE,
+        product_title=_MAYBE,
     ),
     st.builds(
         typed,
