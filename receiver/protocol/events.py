@@ -98,6 +98,7 @@ _PRODUCT = {
     "product_id": ("product_id", "goodsId"),
     "product_title": ("product_title", "goodsTitle"),
 }
+_PRODUCT_SPELLINGS = frozenset(spelling for spellings in _PRODUCT.values() for spelling in spellings)
 
 
 def parse(body: bytes) -> Event:
@@ -223,15 +224,20 @@ def _text_or_float(fields: dict[str, Any], name: str, longest: int | None) -> st
     return str(value) if isinstance(value, float) else _text_or_none(fields, name, longest)
 
 
-def _product(message: dict[str, Any]) -> dict[str, str | None]:
+def _product(message: dict[str, Any]) -> dict[str, str]:
     """The product's fields, in either spelling, at the top of the message or one object deep."""
     places = [message, *(value for value in message.values() if isinstance(value, dict))]
+    places = [place for place in places if not _PRODUCT_SPELLINGS.isdisjoint(place)]
+    if not places:  # as in most rooms: this is done for each event
+        return {}
     found = {}
     for name, spellings in _PRODUCT.items():
         longest = LONGEST_NAME if name in _NAMES else None
         values = ((place, spelling) for place in places for spelling in spellings if spelling in place)
         texts = (_text_or_float(place, spelling, longest) for place, spelling in values)
-        found[name] = next((text for text in texts if text is not None), None)
+        text = next((text for text in texts if text is not None), None)
+        if text is not None:
+            found[name] = text
     return found
 
 
