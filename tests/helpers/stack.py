@@ -48,7 +48,8 @@ DOWN = Live(
         (95, StreamState.RECONNECTING),
     ),
 )
-STORED = SIMULATED + sum(len(live.states) + 1 for live in (UP, DOWN))  # their states, and a paragraph each
+STORED = SIMULATED + sum(len(live.states) + 1 for live in (UP, DOWN)) + 1  # their states, and their paragraphs
+PRODUCT = {"live_id": "live", "product_id": "42", "product_title": "春季新茶"}
 REPEATED = 2
 QUARANTINED = 1
 ACCEPTED = STORED + REPEATED + QUARANTINED
@@ -139,6 +140,9 @@ def _send(receiver: Process, now: float) -> None:
         ]
         fields = {"scene_script_name": "商品1", "shoot_script_sequence_no": "1", "shoot_script_title": "段落1"}
         bodies.append((live.states[-1][0] - 1, body_of(EventType.SHOOT_SCRIPT_SWITCH, fields | ids)))
+        if live is UP:  # for a minute it played what is of a product
+            bodies[-1] = (197, body_of(EventType.SHOOT_SCRIPT_SWITCH, fields | ids | PRODUCT))
+            bodies.append((137, body_of(EventType.SHOOT_SCRIPT_SWITCH, fields | ids | {"shoot_script_title": "段落2"})))
         for ago, body in bodies:
             assert receiver.post(body, at=now - ago).status == 200
         assert receiver.post(bodies[0][1], at=now - bodies[0][0]).status == 200

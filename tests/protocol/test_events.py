@@ -175,10 +175,15 @@ def test_products_are_not_looked_for_deeper() -> None:
     assert products({"a": {"b": OWN}, "c": [OWN]}) == (None, None, None)
 
 
+ODD: list[Any] = ["", None, True, [], {}, ["p1"], "a\0b", "\ud800", "x" * 256]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(42, "42"), (2**70, str(2**70)), (0, "0"), (1.5, "1.5"), ("42", "42"), ("x" * 255, "x" * 255)]
-    + [(bad, None) for bad in ("", None, True, [], {}, ["p1"], "a\0b", "\ud800", "x" * 256)],
+    [
+        *((value, str(value)) for value in (42, 2**70, 0, 1.5, "42", "x" * 255)),
+        *((bad, None) for bad in ODD),
+    ],
     ids=lambda value: ascii(value)[:12],
 )
 def test_products_never_make_an_event_wrong(value: Any, text: str | None) -> None:

@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import ProgrammingError
 
+from tests.helpers.pages import Block, blocks, pages
 from tests.helpers.stack import UP, Stack, add_reader
 
 VIEWS = (
@@ -12,7 +13,9 @@ VIEWS = (
     "rtmp_stream_state_change",
     "script_timeline",
     "shoot_script_switch",
+    "stream_outages",
     "stream_sessions",
+    "streams",  # a table, which has no stream key
 )
 PRIVILEGES = """
     SELECT relname AS name, privilege
@@ -31,8 +34,24 @@ def test_it_reads_the_views(monitored: Stack) -> None:
         assert not rows[0].keys() & {"stream_key", "body", "digest"}, view
 
 
+@pytest.mark.parametrize(
+    "query",
+    [*blocks("docs/reference/tables-and-views.md", language="sql"), *blocks("docs/how-to/runbook.md", language="sql")],
+    ids=lambda block: block.text.partition("\n")[0],
+)
+def test_it_can_run_each_query_of_the_documentation(monitored: Stack, query: Block) -> None:
+    """Who is told to run a query can run it as this role."""
+    monitored.rows(query.text)
+
+
+def test_all_queries_of_the_documentation_are_run() -> None:
+    """Queries stand on no other page: what else is SQL there is for the owner."""
+    others = {page for page in pages() for block in blocks(page, language="sql") if "SELECT" in block.text}
+    assert others == {"docs/reference/tables-and-views.md", "docs/how-to/runbook.md"}
+
+
 def test_it_may_nothing_else(monitored: Stack) -> None:
-    """Of all tables and views of the schema it may read these views; it may not write, and has no other right."""
+    """Of all tables and views of the schema it may read these; it may not write, and has no other right."""
     found = monitored.rows(PRIVILEGES, owner=True)
     assert [(row["name"], row["privilege"]) for row in found] == [(view, "SELECT") for view in VIEWS]
     (role,) = monitored.rows("SELECT * FROM pg_roles WHERE rolname = 'metastudio_reader'", owner=True)
@@ -46,7 +65,9 @@ def test_it_may_nothing_else(monitored: Stack) -> None:
         "SELECT * FROM events",
         "SELECT stream_key FROM events",
         "SELECT * FROM quarantine",
-        "SELECT * FROM streams",
+        "SELECT * FROM ordered_events",
+        "UPDATE streams SET state = 'END'",
+        "UPDATE stale_after SET seconds = 1",
         "SELECT * FROM jobs",
         "INSERT INTO rtmp_stream_state_change (endpoint, job_id, state) VALUES ('default', 'made up', 'END')",
         "UPDATE rtmp_stream_state_change SET state = 'END'",

@@ -35,8 +35,10 @@ def seconds(value: Any) -> Any:
 
 def test_jobs_by_state(monitored: Stack) -> None:
     """One job is on air, one is not, and one has ended."""
-    assert ask(monitored, "Jobs by state A") == [{"on air": 1, "not on air": 1, "ended": 1}]
-    assert ask(monitored, "Jobs by state A", job=[DOWN.job_id]) == [{"on air": 0, "not on air": 1, "ended": 0}]
+    assert ask(monitored, "Jobs by state A") == [{"on air": 1, "not on air": 1, "stale": 0, "ended": 1}]
+    assert ask(monitored, "Jobs by state A", job=[DOWN.job_id]) == [
+        {"on air": 0, "not on air": 1, "stale": 0, "ended": 0}
+    ]
 
 
 def test_mean_time_to_reconnect(monitored: Stack) -> None:
@@ -85,7 +87,7 @@ def test_jobs(monitored: Stack) -> None:
     assert [row["since"] for row in rows] == sorted((row["since"] for row in rows), reverse=True)
     assert {row["job"]: [row[name] for name in ("state", "reconnects", "paragraphs", "replies")] for row in rows} == {
         monitored.ended_job: ["END", 1, 18, 5],
-        UP.job_id: ["CONNECTED", 0, 1, 0],
+        UP.job_id: ["CONNECTED", 0, 2, 0],
         DOWN.job_id: ["RECONNECTING", 1, 1, 0],
     }
     (ended,) = (row for row in rows if row["job"] == monitored.ended_job)
@@ -95,7 +97,7 @@ def test_jobs(monitored: Stack) -> None:
 
 
 def test_outages(monitored: Stack) -> None:
-    """Three outages, the latest first: one goes on, two have ended."""
+    """Three outages and the time before two first connections, the latest first: one goes on."""
     asked = time.time()
     rows = ask(monitored, "Outages A")
     answered = time.time()
@@ -107,15 +109,24 @@ def test_outages(monitored: Stack) -> None:
     assert [(seconds(row["duration"]), row["began with"]) for row in others] == [
         (pytest.approx(10, abs=1), "RECONNECTING")
     ]
-    (ended,) = [row for row in rows if row["job"] == monitored.ended_job]
-    assert (seconds(ended["duration"]), ended["began with"]) == (OUTAGE, "DISCONNECTED")
-    assert len(rows) == 3
+    assert going_on["was on"] == ""
+    lost, before = [row for row in rows if row["job"] == monitored.ended_job]
+    assert (seconds(lost["duration"]), lost["began with"]) == (OUTAGE, "DISCONNECTED")
+    assert re.fullmatch(r".+ · \d+ · .+", lost["was on"])
+    assert (before["began with"], before["was on"]) == ("CONNECTING", "")
+    (first,) = [row for row in rows if row["job"] == UP.job_id]
+    assert (seconds(first["duration"]), first["began with"]) == (pytest.approx(2, abs=1), "CONNECTING")
+    assert len(rows) == 5
 
 
 def test_downtime(monitored: Stack) -> None:
-    """The downtime within the chosen time: the simulated job's one outage, and what the lost one has so far."""
+    """The downtime within the chosen time: before a connection, by an outage, and what the lost one has so far."""
     rows = {row["job"]: seconds(row["downtime"]) for row in ask(monitored, "Downtime by job A", ended=0)}
-    assert rows == {DOWN.job_id: pytest.approx(10 + 100, abs=2), monitored.ended_job: OUTAGE}
+    assert rows == {
+        DOWN.job_id: pytest.approx(10 + 100, abs=2),
+        monitored.ended_job: pytest.approx(16.8 + 2.4, abs=2.02),
+        UP.job_id: pytest.approx(2, abs=1),
+    }
     clipped = ask(monitored, "Downtime by job A", began=-60, ended=0)
     assert [(row["job"], seconds(row["downtime"])) for row in clipped] == [(DOWN.job_id, pytest.approx(60, abs=0.01))]
 
@@ -133,16 +144,27 @@ def test_script_by_job(monitored: Stack) -> None:
     assert played[:3] == ["春季新茶 · 1 · 开场介绍", "春季新茶 · 2 · 产品特点", "春季新茶 · 3 · 限时优惠"]
     assert len(played) == 19
     assert played[-1] is None
-    assert [row["paragraph"] for row in rows if row["job"] == UP.job_id] == ["商品1 · 1 · 段落1"]
+    assert [row["paragraph"] for row in rows if row["job"] == UP.job_id] == [
+        "商品1 · 1 · 段落1",
+        "商品1 · 1 · 段落2",
+    ]
 
 
 def test_most_played_paragraphs(monitored: Stack) -> None:
-    """Ten paragraphs, each played twice: by the script's two rounds, or by two jobs."""
+    """Ten paragraphs, each played twice: by the script's two rounds, or by two jobs; and one played once."""
     rows = ask(monitored, "Most played paragraphs A")
-    assert Counter(row["plays"] for row in rows) == {2: 10}
+    assert Counter(row["plays"] for row in rows) == {2: 10, 1: 1}
     (tea,) = (row for row in rows if (row["scene"], row["number"]) == ("春季新茶", 1))
     assert tea["paragraph"] == "开场介绍"
     assert tea["played"] == pytest.approx(2 * 240 * 0.95 / 18, abs=2.01)
+
+
+def test_minutes_on_air_by_product(monitored: Stack) -> None:
+    """The one product that was named was on for a minute, by the one job that named it."""
+    (row,) = ask(monitored, "Minutes on air by product A")
+    assert (row["product"], row["title"], row["jobs"]) == ("42", "春季新茶", 1)
+    assert seconds(row["minutes on air"]) == pytest.approx(1, abs=0.02)
+    assert ask(monitored, "Minutes on air by product A", job=[DOWN.job_id]) == []
 
 
 def test_sql_variables(monitored: Stack) -> None:
@@ -158,18 +180,17 @@ def test_sql_variables(monitored: Stack) -> None:
 def test_annotations(monitored: Stack) -> None:
     """The outages as regions: each with both ends, and what happened to which job."""
     rows = ask(monitored, "annotation Outages")
-    assert len(rows) == 3
-    assert all(row["time"] < row["timeend"] for row in rows)
+    assert len(rows) == 5
+    assert all(row["time"] <= row["timeend"] for row in rows)
     assert rows[0]["text"] == f"DISCONNECTED, job {DOWN.job_id}"
     assert rows[0]["tags"] == DOWN.room_id
 
 
 @pytest.mark.parametrize("query", SQL.values(), ids=SQL)
 def test_jobs_are_read_one_by_one(query: Query) -> None:
-    """A view that tells a job's history is asked for one job at a time, else all of its rows are computed for a few."""
-    used = re.findall(r"FROM (stream_sessions|script_timeline|live_jobs)\b(.*?)(?=\)|--)", query.text, flags=re.DOTALL)
-    for view, condition in used:
-        assert condition.split() == f"WHERE {view}.job_id = jobs.job_id OFFSET 0".split()
+    """A view that counts a job's events is asked for one job at a time, else all of its rows are computed for a few."""
+    for condition in re.findall(r"FROM live_jobs\b(.*?)(?=\)|--)", query.text, flags=re.DOTALL):
+        assert re.fullmatch(r" WHERE live_jobs\.job_id = (jobs|stream_outages)\.job_id OFFSET 0", condition)
 
 
 def test_each_statement_is_checked() -> None:
