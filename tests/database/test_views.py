@@ -724,28 +724,33 @@ def test_example_queries(views: Views) -> None:
     """Each query of the page gives what its text says, on SQLite with the expressions that the text names for it."""
     queries = [block.text for block in blocks("docs/reference/tables-and-views.md", "Example queries")]
     if views.database.is_sqlite:
-        (average,) = re.findall(r"SQLite has\s`(avg.*)`:", read(PAGE))
+        (minutes,) = re.findall(r"SQLite has\s`(sum.*)`:", read(PAGE))
         (hour,) = re.findall(r"SQLite has\s`(strftime.*)`:", read(PAGE))
         queries = [
-            query.replace("avg(extract(epoch FROM next_at - disconnected_at))", average).replace(
-                "date_trunc('hour', sent_at)", hour
-            )
+            re.sub(r"sum\(extract.* / 60", minutes, query).replace("date_trunc('hour', sent_at)", hour)
             for query in queries
         ]
     views.store(
-        *(event_of(row) for row in ORDINARY),
+        *(event_of(row) | {"product_id": "42" if row["shoot_script_title"] else None} for row in ORDINARY),
         *(state(at, name, job_id="down") for at, name in ((0, "CONNECTED"), (5, "RECONNECTING"))),
         *(state(at - 86400 * 4, "CONNECTED", job_id="old") for at in range(2)),
         *(paragraph(100 + at, "段落2", job_id="down") for at in range(3)),
         event(3600, reply_id="later", job_id="down"),
     )
-    today, not_up, downtime, paragraphs, reconnect, replies = (views.query(query) for query in queries)
+    views.database.set_stale_after(10**12)
+    found = [views.query(query) for query in queries]
+    views.database.set_stale_after(43200)
+    today, not_up, downtime, paragraphs, products, reconnect, replies = found
     job = "e87104f76d7546ce8a46ac6b04c49c3c"
     assert today == [("room", "down", "RECONNECTING", 5, 5.0, 0), ("room", job, "END", 60.25, 48.25, 1)]
     assert not_up == [("room", "down", "RECONNECTING", 5)]
-    assert downtime == [(20, 30, "DISCONNECTED")]
+    assert downtime == [(0, 2, 2.0, "CONNECTING", None), (20, 30, 10.0, "DISCONNECTED", "段落2")]
     assert paragraphs == [("商品1", None, "段落2", 4), ("商品1", None, "段落1", 1)]
-    assert [(round(float(seconds), 3), times) for seconds, times in reconnect] == [(10, 1)]
+    played = 10.5 + (60.25 - 13.5) - 10  # one paragraph, and the other but for an outage
+    assert [(product, float(minutes)) for product, _, minutes in products] == [
+        ("42", pytest.approx(played / 60, abs=1e-4))
+    ]
+    assert reconnect == [(10, 1)]
     assert [count for _, count in replies] == [1, 1]
 
 
