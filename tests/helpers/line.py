@@ -27,6 +27,7 @@ from tests.helpers.quick import service
 from tests.helpers.receiver import wait_until
 
 _T = TypeVar("_T")
+Clock = Callable[[], float]
 NOON = 1726012800.0
 STALE_AFTER = 2**40  # seconds: no job is stale, though they are all years old
 
@@ -34,7 +35,15 @@ STALE_AFTER = 2**40  # seconds: no job is stale, though they are all years old
 class Line:
     """The way from a journal to a database: the callbacks' side in a thread of its own, and a real worker."""
 
-    def __init__(self, folder: Path, url: str, keep: float = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        keep: float = 0,
+        clock: Clock = time.monotonic,
+        *,
+        stale_after: int = STALE_AFTER,
+    ) -> None:
         service("the projector's worker")  # which the feeder would try to start again and again
         self.url = url
         self.metrics = Metrics()
@@ -43,7 +52,7 @@ class Line:
         self._thread.start()
         wake = asyncio.Event()
         self.journal = Journal(folder / "journal.db", 2**30, self.metrics, wake, keep, clock)
-        self.feeder = Feeder(self.journal, url, STALE_AFTER, self.metrics, wake)
+        self.feeder = Feeder(self.journal, url, stale_after, self.metrics, wake)
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Do something on the callbacks' side."""
@@ -127,9 +136,11 @@ class Line:
 
 
 @contextmanager
-def laid(folder: Path, url: str, keep: float = 0, clock: Callable[[], float] = time.monotonic) -> Iterator[Line]:
+def laid(
+    folder: Path, url: str, keep: float = 0, clock: Clock = time.monotonic, *, stale_after: int = STALE_AFTER
+) -> Iterator[Line]:
     """A line with a journal in `folder`; what was there before is still there."""
-    line = Line(folder, url, keep, clock)
+    line = Line(folder, url, keep, clock, stale_after=stale_after)
     try:
         yield line
     finally:
@@ -137,9 +148,11 @@ def laid(folder: Path, url: str, keep: float = 0, clock: Callable[[], float] = t
 
 
 @contextmanager
-def started(folder: Path, url: str, keep: float = 0, clock: Callable[[], float] = time.monotonic) -> Iterator[Line]:
+def started(
+    folder: Path, url: str, keep: float = 0, clock: Clock = time.monotonic, *, stale_after: int = STALE_AFTER
+) -> Iterator[Line]:
     """The same, at work."""
-    with laid(folder, url, keep, clock) as line:
+    with laid(folder, url, keep, clock, stale_after=stale_after) as line:
         line.start()
         yield line
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -274,6 +275,23 @@ def test_crash_between_commit_and_removal(line: Line, database_url: str, tmp_pat
         assert after.outcomes("RTMP_STREAM_STATE_CHANGE") == {"stored": 1, "duplicate": 2}
         assert after.outcomes() == {"duplicate": 1}
         assert after.metric("stream_transitions_total", state="CONNECTED") == 0
+
+
+def test_stale_streams(database_url: str, tmp_path: Path) -> None:
+    """A stream without END and without a late event is counted as stale and nowhere else; live_jobs says the same."""
+    migrate(database_url)
+    now = time.time() - NOON
+    with started(tmp_path, database_url, stale_after=3600) as line:
+        line.put(
+            delivery(body(state="CONNECTED", job_id="left behind"), now - 7200),
+            delivery(body(state="CONNECTED", job_id="plays"), now - 7200),
+            delivery(body("SHOOT_SCRIPT_SWITCH", job_id="plays"), now),
+            delivery(body(state="END", job_id="ended"), now - 7200),
+        )
+        line.drain()
+        wait_until(lambda: line.metric("streams_stale") == 1, "a count of the streams")
+        assert [line.metric("streams", state=state) for state in ("CONNECTED", "END")] == [1, 1]
+    assert sql(database_url, "SELECT job_id FROM live_jobs WHERE stale") == [{"job_id": "left behind"}]
 
 
 def test_metrics(line: Line) -> None:
