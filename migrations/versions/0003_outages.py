@@ -22,7 +22,7 @@ _STALE_AFTER = 43200  # seconds: the default of the setting stream_stale_after, 
 
 
 def upgrade() -> None:
-    """Add the columns, which are NULL in the events that are there, and create the views anew."""
+    """Add the columns, which stay NULL in what is there, create the views anew, and set streams by the new order."""
     for name in ("live_id", "product_id", "product_title"):
         # Not filled from the bodies that are there: millions of rows would be written anew, and nothing be stored
         # until that ended.
@@ -34,5 +34,5 @@ def upgrade() -> None:
     op.create_index("events_states_sent_at", "events", ["sent_at"], sqlite_where=has_state, postgresql_where=has_state)
     for name in _CHANGED:
         op.execute(f"DROP VIEW {name}")
-    for name in _VIEWS:
+    for name in (*_VIEWS, "set_streams"):
         execute_sql_file(op.get_bind(), revision, name)

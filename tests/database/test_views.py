@@ -517,7 +517,21 @@ NEW = ("live_id", "product_id", "product_title")
 
 
 def test_migration_of_events_that_are_there(database_url: str) -> None:
-    """Events that an earlier version stored are in the views after the migration."""
+    """Events that an earlier version stored are in the views after the migration, and streams are in the new order."""
+    ended, up, lost = (
+        ("ended", "END", "DISCONNECTED"),
+        ("up", "CONNECTED", "CONNECTING"),
+        ("lost", "CONNECTED", "PAUSED"),
+    )
+    in_one_second = [
+        state(0, name, received / 10, job_id=job)
+        for job, *names in (ended, up, lost)
+        for received, name in enumerate(names)
+    ]
+    newest = [  # received last, as an earlier version had it
+        {name: row[name] for name in ("job_id", "state", "received_at")} | {"since": row["sent_at"]}
+        for row in in_one_second[1::2]
+    ]
     engine = create_engine(database_url)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
@@ -525,11 +539,17 @@ def test_migration_of_events_that_are_there(database_url: str) -> None:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "0001")
-            for row in ORDINARY:
+            for row in (*ORDINARY, *in_one_second):
                 connection.execute(insert(schema.events).values({name: row[name] for name in row if name not in NEW}))
+            for row in newest:
+                connection.execute(insert(schema.streams).values(row))
     finally:
         engine.dispose()
     with closing(Views(database_url)) as views:
+        streams = views.query("SELECT job_id, state, received_at FROM streams ORDER BY job_id")
+        assert streams == [("ended", "END", 0), ("lost", "PAUSED", 0.1), ("up", "CONNECTED", 0)]
+        views.query_nothing("DELETE FROM events WHERE job_id <> 'job'")
+        views.query_nothing("DELETE FROM jobs WHERE job_id <> 'job'")
         assert views.sessions() == ORDINARY_SESSIONS
         assert views.query("SELECT room_id, job_id, events FROM live_jobs WHERE first_event_at < '2026-03-02'") == [
             ("room", "job", len(ORDINARY))

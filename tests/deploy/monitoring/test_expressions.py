@@ -82,6 +82,7 @@ EXPECTED: dict[tuple[str, str], dict[str, Any]] = {
             "other": 0,
         }.items()
     },
+    ("streams", "Jobs by state, over time B"): {f"{JOB} stale": 0},
     ("streams", "State changes a minute A"): {
         **dict.fromkeys(("CONNECTING", "CONNECTED", "DISCONNECTED", "RECONNECTING", "END"), RATE),
         "other": 0,
