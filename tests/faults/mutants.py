@@ -333,9 +333,17 @@ MUTANTS = (
         (FLEET,),
         (
             Change(
-                STREAMS, "        where=tuple_(new.since, new.received_at) >= tuple_(old.since, old.received_at),\n", ""
+                STREAMS,
+                "        where=tuple_(new.since, place_in_second(new.state), new.received_at)\n"
+                "        >= tuple_(old.since, place_in_second(old.state), old.received_at),\n",
+                "",
             ),
         ),
+    ),
+    Mutant(
+        "a state after END of the same second undoes it",
+        ("tests/database/test_views.py::test_every_order_of_arrival",),
+        (Change(STREAMS, "place_in_second(old.state)", "place_in_second(new.state)"),),
     ),
 )
 

@@ -161,9 +161,10 @@ MEITUAN = {"liveId": "live", "goodsId": "p1", "goodsTitle": "春季新茶"}
         {"relation_product_info": MEITUAN, "an array": [{"live_id": "other"}], "nothing": None},
         {"live_id": "live", "a": {"goodsId": "p1", "product_title": ""}, "b": {"goodsTitle": "春季新茶"}},
         OWN | dict.fromkeys(MEITUAN, "other") | {"deeper": dict.fromkeys(OWN, "other")},
+        MEITUAN | {"deeper": dict.fromkeys(OWN, "other")},
         OWN | {"deeper": {"deepest": dict.fromkeys(OWN, "other")}},
     ],
-    ids=["own names", "Meituan's", "inside", "Meituan's inside", "in several places", "twice", "two deep"],
+    ids=["own names", "Meituan's", "inside", "Meituan's inside", "in several places", "twice", "above", "two deep"],
 )
 def test_products_are_found_where_they_are(message: dict[str, Any]) -> None:
     """Either spelling counts, the message before the objects in it, and the vendor's own names before Meituan's."""
