@@ -40,7 +40,7 @@ def errors(receiver: Receiver) -> float:
 
 
 def check_streams(database_url: str, jobs: int) -> None:
-    """Each job's row is its newest state by (sent_at, received_at); where several are the newest, one of them."""
+    """Each job's row is its newest state in the order of its events; where several are the newest, one of them."""
     engine = create_engine(database_url)
     with engine.connect() as connection:
         all_states = select(events.c.job_id, events.c.sent_at, events.c.received_at, events.c.state)
@@ -49,7 +49,8 @@ def check_streams(database_url: str, jobs: int) -> None:
         found = [tuple(row) for row in connection.execute(current)]
     engine.dispose()
     newest: dict[str, tuple[object, ...]] = {}
-    for row in sorted(states):
+    places = {"CONNECTING": 0, "END": 2}
+    for row in sorted(states, key=lambda one: (one[1], places.get(one[3], 1), one[2])):
         newest[row[0]] = row[:3]
     assert len(newest) == jobs
     assert sorted(row[:3] for row in found) == sorted(newest.values())
