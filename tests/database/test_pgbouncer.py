@@ -27,6 +27,7 @@ from tests.helpers.postgres import PostgreSQL, new_database
 from tests.helpers.receiver import KEY, wait_until
 
 TITLE = "手工紫砂壶 · é"
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 # What another client of a pool may leave behind; the pool's mode decides whether it is cleared.
 LEFT_BEHIND = {
     "datestyle": "German",
@@ -187,13 +188,13 @@ def test_statements_are_not_prepared(pool: str, database: str) -> None:
 
     with closing(Database(pool)) as own:
         for _ in range(10):
-            own.stream_states()
+            own.stream_states(LONG_AGO)
         leave_behind(pool)
         if shown(pool, "lock_timeout") == LEFT_BEHIND["lock_timeout"]:  # the pool's mode is `transaction`
             assert end_sessions()
             wait_until(lambda: tried(own), "another session")
         for _ in range(10):
-            own.stream_states()
+            own.stream_states(LONG_AGO)
         assert own.connections == 1
 
 
@@ -206,7 +207,7 @@ def test_another_server_behind_the_pooler(own_postgresql: PostgreSQL) -> None:
     ):
         migrate(url)
         for _ in range(2):
-            own.stream_states()
+            own.stream_states(LONG_AGO)
         assert own.connections == 1
         with own_postgresql.stopped():
             pass
@@ -217,6 +218,6 @@ def test_another_server_behind_the_pooler(own_postgresql: PostgreSQL) -> None:
 def tried(database: Database) -> bool:
     """Whether the pooler has noticed that its session is gone."""
     with suppress(OperationalError):
-        database.stream_states()
+        database.stream_states(LONG_AGO)
         return True
     return False

@@ -19,7 +19,7 @@ from receiver.projector import feeder
 from receiver.projector.channel import Channel
 from receiver.projector.messages import ClosedError
 from receiver.projector.worker import Worker
-from tests.helpers.line import Logs, body, connected, delivery, laid, migrate, rows, started
+from tests.helpers.line import STALE_AFTER, Logs, body, connected, delivery, laid, migrate, rows, started
 from tests.helpers.load import awaits_lock, held
 from tests.helpers.receiver import is_alive, running, wait_until
 
@@ -292,7 +292,7 @@ def test_attempts_go_on(tmp_path: Path) -> None:
     with connected() as (own, its):
         its.setblocking(False)
         channel = Attempts(own)
-        Worker(channel, f"sqlite:///{tmp_path}").run()  # which is a folder
+        Worker(channel, f"sqlite:///{tmp_path}", STALE_AFTER).run()  # which is a folder
     assert len(channel.pauses) == 30
     assert channel.pauses[0] <= 0.1
     assert 1 <= max(channel.pauses) <= 2
