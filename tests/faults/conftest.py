@@ -101,7 +101,8 @@ def failed_attempts() -> int:
     return int(os.environ.get("FAULT_ATTEMPTS", "0"))
 
 
-@pytest.fixture(scope="session", params=PROGRAMS, ids=str)
+# Not for the session: at its end a process of pytest-xdist is killed after ten seconds, and would leave the folder.
+@pytest.fixture(scope="module", params=PROGRAMS, ids=str)
 def template(request: pytest.FixtureRequest) -> Iterator[Node]:
     """A stopped server with the receiver's database, of which clusters are made: of each PostgreSQL to test with."""
     with new_template(request.param) as created:
