@@ -13,6 +13,7 @@ from receiver.cli.history import history
 from receiver.cli.options import config_option
 from receiver.cli.sending import doctor, send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
+from receiver.cli.terminal import printable
 from receiver.database.commits import NotReplicatedError
 from receiver.database.errors import RefusedError, problem_of, remedy_of
 from receiver.database.migration import SchemaError
@@ -25,18 +26,19 @@ _KNOWN_ERRORS = (SettingsError, JournalError, ListenError, NotReplicatedError, S
 
 
 class _Group(click.Group):
-    """Says what is wrong in one line, without a traceback."""
+    """Says what is wrong in one line, without a traceback, and with nothing in it that controls a terminal."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)
         try:
             return super().invoke(ctx)
         except _KNOWN_ERRORS as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(error)) from error
         except RefusedError as error:
             remedy = "remove what its owner added to the table that does so"
-            raise click.ClickException(f"database_url: refuses a row ({error}): {remedy}") from error
+            raise click.ClickException(printable(f"database_url: refuses a row ({error}): {remedy}")) from error
         except SQLAlchemyError as error:
-            raise click.ClickException(f"database_url: {problem_of(error)}: {remedy_of(error)}") from error
+            problem = f"database_url: {problem_of(error)}: {remedy_of(error)}"
+            raise click.ClickException(printable(problem)) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

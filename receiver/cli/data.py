@@ -11,9 +11,11 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import make_url
 
 from receiver.cli.options import config_option, open_database, open_url, read_settings
+from receiver.cli.terminal import printable
 from receiver.database import quarantine as quarantined
 from receiver.database.copy import copy, count_rows
 from receiver.database.prune import count_older, delete_older
@@ -103,7 +105,7 @@ def recover(file: Path) -> None:
         for count, outcome in recovery.recover(source, Store(open_database())):
             read, stored = read + count, stored + outcome.new
     except UnreadableError as error:
-        raise click.ClickException(f"{file} cannot be read: {error}") from error
+        raise click.ClickException(printable(f"{file} cannot be read: {error}")) from error
     lost = f" Rows that cannot be read: {source.lost}." if source.lost else ""
     click.echo(f"Read {read} deliveries, of which {stored} were not there yet.{lost}")
 
@@ -122,7 +124,9 @@ def list_quarantine(limit: int, reason: str | None) -> None:
     table = Table("id", "received (UTC)", "endpoint", "reason", "bytes", box=None)
     for row in open_database().quarantined(limit=limit, reason=reason):
         received = f"{row['received_at']:%Y-%m-%d %H:%M:%S}"
-        table.add_row(str(row["id"]), received, row["endpoint"], row["reason"], str(len(row["body"])))
+        # As Text, in which brackets are no markup.
+        texts = (Text(printable(row[name])) for name in ("endpoint", "reason"))
+        table.add_row(str(row["id"]), received, *texts, str(len(row["body"])))
     Console().print(table if table.row_count else "The quarantine is empty.")
 
 

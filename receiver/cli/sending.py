@@ -69,7 +69,7 @@ def send(name: str | None, to: str | None, trust: Path | None, body: Any, at: fl
     content = body.read() if body else body_of(EventType.RTMP_STREAM_STATE_CHANGE, _MADE_UP)
     with closing(_sender(settings, name, to, trust)) as sender:
         answer = sender.post(content, time.time() if at is None else at)
-    click.echo(f"{answer.status} {answer.body} ({answer.seconds * 1000:.1f} ms)")
+    click.echo(f"{answer.status} {printable(answer.body)} ({answer.seconds * 1000:.1f} ms)")
     sys.exit(0 if answer.status == 200 else 1)  # noqa: PLR2004 (OK)
 
 
@@ -147,7 +147,7 @@ def _sender(settings: Settings, name: str | None, to: str | None, trust: Path | 
 
 def _show_answers(answers: list[Answer]) -> None:
     for (status, body), count in Counter((answer.status, answer.body) for answer in answers).items():
-        click.echo(f"{count} answered {status} {body}")
+        click.echo(f"{count} answered {status} {printable(body)}")
     times = sorted(answer.seconds for answer in answers)
     click.echo(f"median {1000 * times[len(times) // 2]:.1f} ms, slowest {1000 * times[-1]:.1f} ms")
 

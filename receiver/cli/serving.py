@@ -12,6 +12,7 @@ import click
 from receiver import logs
 from receiver.app import run
 from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
+from receiver.cli.terminal import printable
 from receiver.protocol.events import EventType
 from receiver.protocol.signature import AuthType
 from receiver.settings.load import DEFAULT_FILE, parse
@@ -60,7 +61,8 @@ def migrate() -> None:
     `serve` does so itself for SQLite; a PostgreSQL database, which others may share, is migrated only by this.
     """
     before, after = open_url(read_settings().database_url).migrate()
-    click.echo(f"The schema is at revision {after}" + (" already." if before == after else f"; it was {before}."))
+    was = " already." if before == after else f"; it was {printable(before)}."
+    click.echo(f"The schema is at revision {after}{was}")
 
 
 @click.command("config")

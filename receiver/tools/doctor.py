@@ -102,10 +102,13 @@ def examine(
         in_headers = (one for one in endpoints if one.auth_type is AuthType.MSS_A_HEAD)
         captured = replace(captured, url=next(in_headers, endpoints[0]).live_event_type_callback_url)
     try:
-        path = callback_path(captured.url)
-        query, headers = captured.query, captured.raw_headers
+        path, query = callback_path(captured.url), captured.query
     except ValueError:
         return Diagnosis(False, ["that is no URL, or no text: give what was requested, in quotes"])
+    try:
+        headers = captured.raw_headers
+    except ValueError:
+        return Diagnosis(False, ["a header is no text: give it as it was sent, in quotes"])
     same_path = [one for one in endpoints if callback_path(one.live_event_type_callback_url) == path]
     endpoint = (same_path or list(endpoints))[0]
     lines = [f"endpoint {endpoint.name}: {endpoint.public_url}, {endpoint.auth_type}, form {endpoint.signature_form}"]
@@ -189,6 +192,7 @@ def _candidates(
     seen = urlsplit(captured.url)
     host = configured.hostname or ""
     hosts = [configured.netloc, seen.netloc, captured.host, host, f"{host}:443", f"{host}:8443"]
+    hosts = [one for one in hosts if _can_be_host(one)]
     path = configured.path
     paths = [path, seen.path, path.rstrip("/"), path + "/", quote(path), unquote(path)]
     queries = [configured.query, captured.own_query, ""]
@@ -196,7 +200,7 @@ def _candidates(
     keys += [(f"the key of endpoint {one.name}", key) for one in endpoints if one is not endpoint for key in one.keys]
     choices: list[list[Any]] = [
         ["https", "http"],
-        list(dict.fromkeys(filter(None, hosts))),
+        list(dict.fromkeys(hosts)),
         list(dict.fromkeys(paths)),
         list(dict.fromkeys(queries)),
         [(name, key) for name, key in keys if key],
@@ -207,6 +211,14 @@ def _candidates(
 
     for *parts, (key_name, key) in sorted(itertools.product(*choices), key=differences):
         yield urlunsplit((*parts, "")), key_name, key
+
+
+def _can_be_host(text: str) -> bool:
+    """Whether `text`, which anybody may have sent as the Host, makes a URL with this as its host."""
+    try:
+        return urlsplit(f"https://{text}/").netloc.encode() == text.encode() != b""
+    except ValueError:
+        return False
 
 
 def _matched(verified: Verified) -> str:

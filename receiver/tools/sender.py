@@ -76,7 +76,7 @@ class Sender:
         except ssl.SSLCertVerificationError as error:
             problem = f"its certificate is not trusted ({error.verify_message}): name the one to trust with --trust"
             raise SendError(f"{self._base}: {problem}") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last for a name that is none
             problem = str(error) or type(error).__name__
             raise SendError(f"{self._base}: {problem}: is the receiver running there?") from error
         return Answer(status, text, time.perf_counter() - started)

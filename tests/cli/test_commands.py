@@ -8,11 +8,13 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from receiver.protocol.signature import sign
 from tests.helpers.receiver import KEY, SAMPLES, Process, free_port, running, wait_until
 
 SAMPLE = SAMPLES["REPLY_COMMAND_FINISH"]
+SIGNED = f"/callbacks/metastudio?hwSecret={'0' * 64}&hwTime=66df9308"
 
 
 def invoke(*arguments: str, stdin: bytes | None = None, **environ: str) -> Result:
@@ -254,6 +257,71 @@ def test_doctor(beside: Process, tmp_path: Path) -> None:
     assert invoke("doctor", signed.replace("hwTime", "HwTime")).exit_code == 1
     assert invoke("doctor", "-H", "x-hw-mss-secret: 1").exit_code == 1
     assert "give a captured URL" in failed(invoke("doctor"), code=2)
+
+
+@pytest.mark.usefixtures("beside")
+def test_doctor_has_no_traceback() -> None:
+    """What somebody has sent as a Host, or bytes that are no UTF-8, are examined, and control nothing."""
+    for url in (
+        f"{SIGNED}&a=\x1b]0;title\x07",
+        f"https://\udcff.example.com{SIGNED}",
+        "https://[/",
+        "moc.\u202eelpmaxe\x9b31m",
+    ):
+        for host in ("[", "\udcff", "\x1b[31m", "直播.example"):
+            result = invoke("doctor", url, "-H", f"Host: {host}")
+            assert result.exit_code == 1
+            assert isinstance(result.exception, SystemExit)
+            assert all(line.isprintable() for line in result.output.splitlines())
+
+
+@pytest.mark.usefixtures("beside")
+def test_what_a_server_answers_controls_no_terminal() -> None:
+    """What is answered by another server than was meant is shown, without what it would do to a terminal."""
+
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write("\x1b[2J\u202e?".encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        result = invoke("send", "--to", f"http://127.0.0.1:{server.server_port}")
+        thread.join()
+    assert result.output.startswith("200 �[2J�? (")
+
+
+@pytest.mark.usefixtures("beside")
+def test_a_name_that_is_none() -> None:
+    """An address that cannot be a name is told in one line."""
+    assert "https://a..b: " in failed(invoke("send", "--to", "https://a..b/"))
+
+
+def test_the_quarantine_controls_no_terminal(folder: Path) -> None:
+    """What others have written into the database is shown as it is, without markup and control characters."""
+    database = Database("sqlite:///receiver.db")
+    database.migrate()
+    now = datetime.now(UTC)
+    row = {
+        "endpoint": "[red]a\x1b[2J",
+        "sent_at": now,
+        "received_at": now,
+        "digest": b"1",
+        "body": b"",
+        "reason": "\u202e",
+    }
+    database.store([], [row])
+    database.close()
+    listed = invoke(
+        "quarantine", "list", RECEIVER_KEY=KEY, RECEIVER_DATABASE_URL=f"sqlite:///{folder}/receiver.db"
+    ).output
+    assert "[red]a�[2J" in listed
+    assert all(line.isprintable() for line in listed.splitlines())
 
 
 def test_quarantine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

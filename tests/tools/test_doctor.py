@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from receiver.cli.terminal import printable
 from receiver.protocol.signature import FORMS, AuthType, sign
 from receiver.settings.settings import EndpointSettings
 from receiver.tools.doctor import Captured, Diagnosis, describe_body, examine
@@ -340,3 +341,54 @@ def test_a_body_for_the_quarantine_has_its_reason(body: bytes, reason: str) -> N
     (line,) = describe_body(body)
 
     assert line.startswith(f"the body would be kept in quarantine: {reason}")
+
+
+# What anybody may send as a Host, or paste: no host, no UTF-8 (as the command line decodes it), to control a terminal.
+HOSTS = {
+    "bracket": "[",
+    "brackets": "][",
+    "no end": "[::1",
+    "not UTF-8": "\udcff.example.com",
+    "escape sequence": "a\x1b]0;title\x07b",
+    "C1 control": "a\x9b31mb",
+    "bidirectional override": "moc.\u202eelpmaxe",
+    "line separator": "a\u2028b",
+    "line end": "a\r\nb",
+    "IDN": "直播.example",
+    "IDN that no URL takes": "\u2100.example",
+    "user and password": "user:password@host",
+    "path and query": "host/path?query#fragment",
+    "port that is none": "host:port:99999",
+    "too long": "a" * 70_000,
+}
+
+
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+@pytest.mark.parametrize("key", [ENDPOINT.key, "nobody's key"], ids=["right", "wrong"])
+def test_any_host_is_taken(host: str, key: str) -> None:
+    """Whatever stands as the Host or in the URL, there is a diagnosis."""
+    url = sign("https://elsewhere.example.com/callbacks", key, NOW).url
+    in_header = Captured(url, [("Host", host)])
+    in_url = Captured(url.replace("elsewhere.example.com", host))
+    for captured in (in_header, in_url, replace(in_header, url=url.removeprefix("https://elsewhere.example.com"))):
+        assert advice(
+            Diagnosis(accepted=False, lines=[printable(one) for one in diagnose(ENDPOINT, captured=captured).lines])
+        )
+
+
+@pytest.mark.parametrize("header", [("Host", "\udcff"), ("\udcff", "a"), ("x-hw-mss-secret", "\ud800")])
+def test_a_header_that_is_no_text_is_told(header: tuple[str, str]) -> None:
+    """A header with bytes that are not UTF-8 is named as the fault, not the URL."""
+    (line,) = diagnose(ENDPOINT, captured=Captured(URL, [header])).lines
+
+    assert line == "a header is no text: give it as it was sent, in quotes"
+
+
+def test_an_idn_host_is_found() -> None:
+    """A URL that was registered with a name of another script is found by the Host that came."""
+    registered = "https://直播.example/callbacks?room=7&account=1"
+    signed = capture(registered).url.removeprefix("https://直播.example")
+
+    text = advice(diagnose(ENDPOINT, captured=Captured(signed, [("Host", "直播.example")])))
+
+    assert f"set live_event_type_callback_url = {registered}" in text
