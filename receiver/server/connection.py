@@ -211,7 +211,7 @@ class Connection(HttpToolsProtocol):
             self._refusal = _TOO_LARGE
             raise _RefusedError
         if self.state is State.HEAD:
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))  # llhttp leaves the blanks behind it, which are no part of it
 
     def on_headers_complete(self) -> None:
         """Check the header as a whole, and hand the request to the application."""
