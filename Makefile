@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: run demo quick test lint faults mutants bench lock clean
+.PHONY: run demo quick test lint faults fuzz mutants bench lock clean
 
 run: .venv/installed
 	@test -e receiver.toml || $(BIN)/receiver init
@@ -37,6 +37,11 @@ lint: .venv/developed
 faults: .venv/developed
 	FAULT_KILLS=1000 FAULT_STOPPED=60 FAULT_DAMAGE=30 FAULT_POWER_CUTS=200 FAULT_BACKLOG=1000000 FAULT_FAILOVERS=5 \
 	  FAULT_ATTEMPTS=2 FAULT_POSTGRESQL=/usr/lib/postgresql/15/bin $(BIN)/pytest tests/faults tests/journal/test_damage.py
+
+# What comes from outside, generated and broken, for FUZZ_SECONDS (60) or FUZZ_CASES; what is found goes to
+# tests/fuzz/corpus, which each `make test` runs again.
+fuzz: .venv/developed
+	$(BIN)/python -m tests.fuzz
 
 # Break each guarantee once, and see a test fail.
 mutants: .venv/developed
