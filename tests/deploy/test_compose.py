@@ -20,6 +20,7 @@ import yaml
 
 from receiver.protocol.signature import sign
 from receiver.settings.load import load
+from tests.helpers.caddy import CADDY
 from tests.helpers.receiver import KEY, SAMPLES, Process, free_port, running, wait_until
 
 FOLDER = Path(__file__).parents[2] / "deploy"
@@ -96,6 +97,12 @@ def test_images_are_pinned() -> None:
     assert len({image.split(":")[0] for image in images}) == len(images)
 
 
+def test_the_caddy_of_the_tests_is_the_one_of_the_image() -> None:
+    """What the tests run of caddy's configuration is run by the version that is shipped."""
+    version = subprocess.run([CADDY, "version"], check=True, capture_output=True, text=True).stdout.split()[0]
+    assert SERVICES["caddy"]["image"] == f"caddy:{version.removeprefix('v')}"
+
+
 def test_only_caddy_is_reached_from_outside() -> None:
     """Nothing but caddy's ports is open to other machines."""
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
@@ -141,7 +148,7 @@ def caddy(folder: Path, receiver: Process, try_duration: str = "15s") -> Iterato
     assert "lb_try_duration 15s" in text
     (folder / "Caddyfile").write_text(text.replace("lb_try_duration 15s", f"lb_try_duration {try_duration}"))
     environ = {"CALLBACK_HOST": f"http://127.0.0.1:{port}", "HOME": str(folder), "XDG_DATA_HOME": str(folder)}
-    command = ["caddy", "run", "--adapter", "caddyfile", "--config", "Caddyfile"]
+    command = [CADDY, "run", "--adapter", "caddyfile", "--config", "Caddyfile"]
     with (folder / "caddy.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=log)
 
