@@ -111,8 +111,8 @@ def test_a_body_at_the_limit(proxy: Proxy, coding: str, over: int, request: pyte
     else:
         raw = head("Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     refused = {413}
-    if coding == "declared" and request.node.callspec.params["proxy"] == "Debian's caddy":
-        refused.add(502)  # as it takes what it has cut off itself for a fault of the receiver, where that is slower
+    if coding == "declared" and "caddy" in request.node.callspec.params["proxy"]:
+        refused.add(502)  # where the receiver, which reads none of it, has closed before caddy has read its answer
     assert proxy.exchange(raw)[0] in (refused if over else {200})
     stored = {row[0] for row in proxy.receiver.rows("SELECT length(body) FROM events WHERE length(body) > 1000")}
     assert stored <= {LIMIT}
@@ -136,7 +136,7 @@ def test_a_burst_of_callbacks_is_not_limited(proxy: Proxy) -> None:
 
 def test_nginx_limits_the_rate_of_an_address(tmp_path: Path) -> None:
     """An address that asks too often is answered 429, and others are served meanwhile."""
-    few = ("rate=200r/s", "rate=1r/m"), ("burst=2000", "burst=20")
+    few = ("rate=1000r/s", "rate=1r/m"), ("burst=5000", "burst=20")
 
     with behind(lambda folder, receiver: nginx(folder, receiver, *few), tmp_path) as proxy:
         statuses = Counter(proxy.post("/", source="127.0.0.9") for _ in range(30))
