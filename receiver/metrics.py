@@ -74,6 +74,9 @@ class Metrics:
         self.journal_events = self._gauge("journal_events", "Deliveries in the journal, not yet in the database.")
         self.journal_bytes = self._gauge("journal_bytes", "Bytes of the journal in use.")
         self.journal_max_bytes = self._gauge("journal_max_bytes", "The setting journal_max_bytes.")
+        self.journal_disk_free_bytes = self._gauge(
+            "journal_disk_free_bytes", "Bytes that are free on the journal's disk, for users other than root."
+        )
         self.journal_oldest_timestamp_seconds = self._gauge(
             "journal_oldest_timestamp_seconds", "When the oldest delivery in the journal came; NaN when it is empty."
         )

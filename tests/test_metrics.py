@@ -38,6 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "journal_events": ("gauge", {}),
     "journal_bytes": ("gauge", {}),
     "journal_max_bytes": ("gauge", {}),
+    "journal_disk_free_bytes": ("gauge", {}),
     "journal_oldest_timestamp_seconds": ("gauge", {}),
     "events": (
         "counter",

@@ -319,6 +319,12 @@ def _set_up(connection: sqlite3.Connection, path: Path, max_pages: int) -> None:
     connection.execute(f"PRAGMA max_page_count = {max_pages}")
 
 
+def free_bytes(folder: Path) -> int:
+    """What is free on the disk of a folder for users other than root."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
 def _roll_back(connection: sqlite3.Connection) -> None:
     if connection.in_transaction:
         connection.execute("ROLLBACK")

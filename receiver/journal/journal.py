@@ -10,12 +10,13 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
 from receiver.delivery import Delivery, NotDurableError
-from receiver.journal.file import JournalFile
+from receiver.journal.file import JournalFile, free_bytes
 from receiver.journal.record import Record
 from receiver.metrics import Metrics
 
@@ -60,6 +61,8 @@ class Journal:
         except (sqlite3.Error, OSError) as error:
             self._thread.shutdown()
             raise _cannot_open(path, error) from error
+        # Read at each scrape: an idle receiver's disk may be filled by others.
+        metrics.journal_disk_free_bytes.set_function(partial(free_bytes, path.parent))
 
     @property
     def damaged(self) -> SimpleQueue[Path]:

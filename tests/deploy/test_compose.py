@@ -93,7 +93,7 @@ def test_secrets_are_asked_for() -> None:
 def test_images_are_pinned() -> None:
     """Each image that is not built here has a version, and one image has one."""
     images = {service["image"] for service in SERVICES.values() if "build" not in service}
-    assert all(re.fullmatch(r"[a-z/]+:v?\d+\.\d+(\.\d+)?(-bookworm)?", image) for image in images)
+    assert all(re.fullmatch(r"[a-z/-]+:v?\d+\.\d+(\.\d+)?(-bookworm)?", image) for image in images)
     assert len({image.split(":")[0] for image in images}) == len(images)
 
 

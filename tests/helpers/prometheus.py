@@ -71,23 +71,43 @@ class Prometheus:
         return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
 
 
-def configure(folder: Path, operations_port: int) -> Path:
-    """The shipped configuration in `folder`, for a receiver at another port, and quick."""
+def uncommented(text: str, first: str) -> str:
+    """A configuration file's text with one of its examples taken in: the first whose commented line begins so."""
+    lines = text.splitlines()
+    begin = next(at for at, line in enumerate(lines) if re.match(rf" *# {first}", line))
+    for at in range(begin, len(lines)):
+        if not re.match(r" *# ", lines[at]):
+            break
+        lines[at] = lines[at].replace("# ", "", 1)
+    return "\n".join(lines) + "\n"
+
+
+def configure(folder: Path, operations_port: int, **others: str) -> Path:
+    """The shipped configuration in `folder`, for a receiver at another port, and quick.
+
+    `others` are the addresses of what else runs: `alertmanager`, or `exporter` (blackbox) and the `host` it asks.
+    """
     shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
     file = folder / "prometheus.yml"
     shipped = file.read_text()
-    quick = shipped.replace("interval: 10s", "interval: 1s").replace("localhost:9464", f"127.0.0.1:{operations_port}")
-    assert quick.count("interval: 1s") == 2
-    assert f":{operations_port}" in quick
+    if "exporter" in others:
+        shipped = uncommented(shipped, "- job_name: metastudio-public-url")
+    replaced = {"interval: 10s": "interval: 1s", "localhost:9464": f"127.0.0.1:{operations_port}"}
+    addresses = {"alertmanager": "localhost:9093", "exporter": "localhost:9115", "host": "events.example.com"}
+    replaced |= {addresses[name]: address for name, address in others.items()}
+    quick = shipped
+    for old, new in replaced.items():
+        assert old in quick
+        quick = quick.replace(old, new)
     file.write_text(quick)
     return file
 
 
 @contextmanager
-def scraping(folder: Path, operations_port: int) -> Iterator[Prometheus]:
-    """A Prometheus with the shipped configuration that scrapes a receiver."""
+def scraping(folder: Path, operations_port: int, **others: str) -> Iterator[Prometheus]:
+    """A Prometheus with the shipped configuration that scrapes a receiver, and knows `others` as `configure` does."""
     port = free_port()
-    file = configure(folder, operations_port)
+    file = configure(folder, operations_port, **others)
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [

@@ -26,6 +26,16 @@ def test_configuration_is_valid() -> None:
     assert f"{len(ALERTS)} rules found" in promtool("check", "rules", "--lint-fatal", FOLDER / "alerts.yml")
 
 
+def test_configurations_of_others_are_valid() -> None:
+    """Alertmanager's and blackbox exporter's own checks find nothing wrong with their files."""
+    for command in (
+        ["amtool", "check-config", str(FOLDER / "alertmanager.yml")],
+        ["prometheus-blackbox-exporter", "--config.check", f"--config.file={FOLDER / 'blackbox.yml'}"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("file", CASES, ids=[file.stem for file in CASES])
 def test_alerts_fire_and_stay_quiet(file: Path) -> None:
     """Each alert fires where it should, with the words that people read, and not a step before."""
@@ -66,11 +76,14 @@ def test_recorded_series_hold_what_happened(monitored: Stack, rules: list[dict[s
         },
         "job:metastudio_streams_down:sum": {(): 1},
         "job_endpoint:metastudio_callbacks:increase10m": {("default",): pytest.approx(ACCEPTED + REJECTED, rel=0.5)},
+        "job_endpoint:metastudio_callbacks_accepted:increase5m": {("default",): pytest.approx(ACCEPTED, rel=0.5)},
         "job_endpoint_reason:metastudio_callbacks_rejected:increase10m": {
             ("default", "wrong"): pytest.approx(REJECTED, rel=0.5)
         },
         "instance:metastudio_signed_time_skew_seconds:abs": {(): pytest.approx(0.5, abs=30)},
         "instance:metastudio_journal_bytes:ratio": {(): pytest.approx(0, abs=0.01)},
+        "job:metastudio_receivers:last7d": {(): 1},
+        "job_instance:metastudio_certificate_left_seconds:min": {(): pytest.approx(825 * 86400, abs=3600)},
     }
     assert {rule["name"] for rule in rules if rule["type"] == "recording"} == expected.keys()
     for name, values in expected.items():

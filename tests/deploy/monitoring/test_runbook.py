@@ -43,12 +43,14 @@ def test_each_shell_command_works(monitored: Stack) -> None:
     for block in blocks("docs/how-to/runbook.md", language="bash"):
         script = block.text.replace("9464", str(receiver.operations_port)).replace("8443", str(receiver.port))
         output += run(script, receiver.folder, receiver.environ)
-    assert output.count('{"status":"ok"}') == 3
+    assert output.count('{"status":"ok"}') == 4
     assert "metastudio_database_up 1.0" in output
     assert "RECONNECTING" in output
     assert "not_json" in output
     assert output.count("0 moved to the events, 1 left") == 2
     assert "notAfter=" in output
+    assert " 0 s:" in output
+    assert "var/journal.db" in output
 
 
 def test_each_sql_statement_works(monitored: Stack) -> None:
