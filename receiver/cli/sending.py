@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,21 @@ _MADE_UP = {
 }
 
 
-def _read_time(_ctx: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not 0 <= value <= LAST_SECOND:
-        raise click.BadParameter("is not a time in POSIX seconds, such as 1767225600")
-    return value
+def _read_time(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    """POSIX seconds, or ISO 8601, which is in UTC where it names no zone."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            time_ = datetime.fromisoformat(value)
+            seconds = (time_.replace(tzinfo=UTC) if time_.tzinfo is None else time_).timestamp()
+        except (ValueError, OverflowError):
+            seconds = -1
+    if not 0 <= seconds <= LAST_SECOND:
+        raise click.BadParameter("is not a time, such as 2026-03-01T20:00:00+08:00, or 1767225600 in POSIX seconds")
+    return seconds
 
 
 _to_option = click.option("--to", metavar="URL", help="Where to connect, if not to the registered URL's own host.")
@@ -59,7 +71,7 @@ _trust_option = click.option(
 @_to_option
 @_trust_option
 @click.option("--body", type=click.File("rb"), help="The exact body to post, from a file, or - for standard input.")
-@click.option("--at", type=float, callback=_read_time, help="The time to sign, in POSIX seconds.  [default: now]")
+@click.option("--at", callback=_read_time, help="The time to sign: ISO 8601, or POSIX seconds.  [default: now]")
 def send(name: str | None, to: str | None, trust: Path | None, body: Any, at: float | None) -> None:  # noqa: ANN401
     """Sign one event as MetaStudio does, and post it.
 
@@ -117,7 +129,7 @@ def simulate(  # noqa: PLR0913 (the command's options)
 @click.argument("url", default="")
 @click.option("--header", "-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the request.")
 @click.option("--body", type=click.File("rb"), help="The body, from a file, or - for standard input.")
-@click.option("--at", type=float, callback=_read_time, help="When it came, in POSIX seconds.  [default: now]")
+@click.option("--at", callback=_read_time, help="When it came: ISO 8601, or POSIX seconds.  [default: now]")
 @click.option("--database", is_flag=True, help="Say whether the database can be used, instead.")
 def doctor(url: str, headers: tuple[str, ...], body: Any, at: float | None, *, database: bool) -> None:  # noqa: ANN401
     """Say why a captured callback is accepted or rejected.

@@ -7,16 +7,19 @@ names the candidate with the fewest differences. It needs no running receiver.
 from __future__ import annotations
 
 import itertools
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from receiver.protocol.events import EventError, parse
 from receiver.protocol.signature import (
     AUTO,
     SECRET_HEADER,
     SECRET_PARAMETER,
+    TIME_HEADER,
     TIME_PARAMETER,
     AmbiguousSignatureError,
     AuthType,
@@ -32,8 +35,11 @@ from receiver.protocol.url import callback_path
 from receiver.settings.settings import EndpointSettings
 
 _FOR_EVER = float("inf")
+_TEN_YEARS = 10 * 365 * 86400
 _ADVICE: dict[type[SignatureError], str] = {
-    MissingSignatureError: "there is no hwSecret and hwTime in it: capture the whole URL, or give the headers too",
+    MissingSignatureError: "there is no hwSecret and hwTime in it: auth_type NONE is registered, which is MetaStudio's"
+    " default (compare with `receiver config --registration`), or something between removes them; or capture the whole"
+    " URL, or give the headers too",
     MalformedSignatureError: "hwSecret must be 64 hex digits and hwTime 1 to 16, each under exactly that name:"
     " something between MetaStudio and here changes the URL, or it was not captured whole",
     AmbiguousSignatureError: "hwSecret or hwTime is there more than once: something between adds it, or the registered"
@@ -116,16 +122,41 @@ def examine(
         lines.append(f"the path {path.decode(errors='replace')} is no endpoint's: such a request is answered 404")
     try:
         verified = endpoint.verifier().verify(query, headers, now)
-    except StaleSignatureError as error:
-        return Diagnosis(False, [*lines, _matched(error.verified), _clock(error.verified, now, endpoint)])
     except SignatureError as error:
-        return Diagnosis(False, [*lines, *_explain(error, endpoint, endpoints, captured)])
+        return Diagnosis(False, [*lines, *_why_rejected(error, endpoint, endpoints, captured, now)])
     if endpoint.auth_type is not AuthType.NONE:
-        age = now - verified.sent_at
-        lines += [_matched(verified), f"and fresh: signed {abs(age):.0f} s {'ago' if age >= 0 else 'ahead'}"]
+        lines += _why_accepted(verified, endpoint, captured, now)
     elif same_path:
         lines.append("auth_type NONE: the URL is the authentication, and it is right")
     return Diagnosis(bool(same_path), lines)
+
+
+def _why_accepted(verified: Verified, endpoint: EndpointSettings, captured: Captured, now: float) -> Iterator[str]:
+    age = now - verified.sent_at
+    yield _matched(verified)
+    yield f"and fresh: signed {abs(age):.0f} s {'ago' if age >= 0 else 'ahead'}"
+    if verified.key == "previous":
+        yield "the registered key is still the previous one: register `key`, and remove `previous_key` then"
+    if captured.own_query != urlsplit(endpoint.live_event_type_callback_url).query:
+        yield "its parameters came in another order or encoding than registered, which does no harm"
+
+
+def _why_rejected(
+    error: SignatureError,
+    endpoint: EndpointSettings,
+    endpoints: Sequence[EndpointSettings],
+    captured: Captured,
+    now: float,
+) -> Iterator[str]:
+    decimal = _decimal_time(captured, now)
+    if decimal is not None:
+        yield f"rejected: {error.reason}"
+        yield decimal
+    elif isinstance(error, StaleSignatureError):
+        yield _matched(error.verified)
+        yield _clock(error.verified, now, endpoint)
+    else:
+        yield from _explain(error, endpoint, endpoints, captured)
 
 
 def describe_body(body: bytes) -> list[str]:
@@ -155,12 +186,41 @@ def _explain(
         return
     if isinstance(error, URLMismatchError):
         yield "the URL's own parameters are not those of live_event_type_callback_url: register it as it is set"
-        if endpoint.auth_type is AuthType.NONE:
+        if endpoint.auth_type is AuthType.NONE:  # where a parameter, or its name, is the secret
             return
+        yield from _other_parameters(urlsplit(endpoint.live_event_type_callback_url).query, captured.own_query)
     yield from _closest(endpoint, endpoints, captured)
 
 
+def _other_parameters(configured: str, seen: str) -> Iterator[str]:
+    """What was added to the configured query, what is missing, and what has another value, by their names."""
+    expected, found = (Counter(parse_qsl(query, keep_blank_values=True)) for query in (configured, seen))
+    missing, added = ({name for name, _ in pairs} for pairs in (expected - found, found - expected))
+    for name in sorted(missing & added):
+        yield f"the parameter {name} has another value"
+    for name in sorted(added - missing):
+        yield f"the parameter {name} is too much: something between adds it, or it is registered so"
+    for name in sorted(missing - added):
+        yield f"the parameter {name} is missing: something between drops it, or it is not registered"
+
+
+def _decimal_time(captured: Captured, now: float) -> str | None:
+    """What to say where hwTime is a time near `now` in decimal, but not in hex."""
+    times = [pair.partition("=")[2] for pair in urlsplit(captured.url).query.split("&") if pair.startswith("hwTime=")]
+    times += [value.strip() for name, value in captured.headers if name.strip().lower() == TIME_HEADER]
+    for text in times:
+        if re.fullmatch(r"[0-9]{10}|[0-9]{13}", text, re.ASCII):
+            seconds = int(text) // (1 if len(text) == len("1725928200") else 1000)
+            if abs(seconds - now) < _TEN_YEARS:
+                return (
+                    f"hwTime {text} is in decimal, but MetaStudio sends hex, {int(text):x}: something else signs this"
+                )
+    return None
+
+
 def _closest(endpoint: EndpointSettings, endpoints: Sequence[EndpointSettings], captured: Captured) -> Iterator[str]:
+    if not urlsplit(captured.url).netloc and not captured.host:
+        yield "no host was captured, so it cannot be judged: give the whole URL, or -H 'Host: …'"
     for url, key_name, key in _candidates(endpoint, endpoints, captured):
         verifier = Verifier(url, endpoint.auth_type, (key,), tolerance=_FOR_EVER)
         try:
@@ -175,12 +235,15 @@ def _closest(endpoint: EndpointSettings, endpoints: Sequence[EndpointSettings], 
             yield f"register {configured}, or set live_event_type_callback_url = {url}"
         if endpoint.signature_form not in (AUTO, verified.form):
             yield f"the form is pinned to {endpoint.signature_form}: set signature_form = {verified.form}, or {AUTO}"
-        if key not in endpoint.keys:
+        if key.strip() in endpoint.keys and key not in endpoint.keys:
+            yield "the registered key has that behind it: register it without, as `receiver config --registration` says"
+        elif key not in endpoint.keys:
             yield "that is not this endpoint's key: set it as `key`, or as `previous_key` while the key is changed"
         return
+    hosts = ", ".join(dict.fromkeys(urlsplit(url).netloc for url, *_ in _candidates(endpoint, endpoints, captured)))
     yield (
-        "no URL like the configured or the captured one, with any configured key, gives this signature: most likely"
-        " another key is registered; compare with `receiver config --registration`"
+        f"no URL like the configured or the captured one (hosts tried: {hosts}), with any configured key, gives this"
+        " signature: most likely another key is registered; compare with `receiver config --registration`"
     )
 
 
@@ -198,6 +261,9 @@ def _candidates(
     queries = [configured.query, captured.own_query, ""]
     keys = [("the current key", endpoint.key), ("the previous key", endpoint.previous_key)]
     keys += [(f"the key of endpoint {one.name}", key) for one in endpoints if one is not endpoint for key in one.keys]
+    # As an editor or `echo` leaves it in what is pasted.
+    keys += [(f"{name} and a newline", key + end) for name, key in keys if key for end in ("\n", "\r\n")]
+    keys += [(f"{name} and a blank", f"{key} ") for name, key in keys[:2] if key]
     choices: list[list[Any]] = [
         ["https", "http"],
         list(dict.fromkeys(hosts)),
