@@ -18,13 +18,14 @@ from starlette.types import ASGIApp
 from receiver.journal.journal import Journal
 from receiver.metrics import Metrics
 from receiver.projector.feeder import Feeder
+from receiver.rejections import Rejections, rejections_file
 from receiver.server.certificate import Certificate
 from receiver.server.limiter import Limits
 from receiver.server.server import Server
 from receiver.server.sockets import allow_connections, inherited, listen
 from receiver.settings.settings import Settings
 from receiver.systemd import READY, STOPPING, notify
-from receiver.web.callbacks import Callback, public_app
+from receiver.web.callbacks import Callback, Rejector, public_app
 from receiver.web.operations import operations_app
 
 logger = logging.getLogger(__name__)
@@ -103,8 +104,11 @@ async def running(settings: Settings, *, now: Callable[[], float] = time.time) -
         tasks.append(feeder.start())
         stack.push_async_callback(feeder.stop, _GRACE)
         stack.push_async_callback(journal.flush)
+        rejections = Rejections(rejections_file(settings.journal), [one.name for one in settings.endpoints])
+        tasks.append(asyncio.create_task(rejections.write()))
+        stack.callback(tasks[-1].cancel)
         public_server = Server(
-            _callbacks(settings, journal, metrics, now),
+            _callbacks(settings, journal, metrics, rejections, now),
             public_socket,
             "public",
             metrics,
@@ -126,8 +130,11 @@ async def running(settings: Settings, *, now: Callable[[], float] = time.time) -
         yield receiver
 
 
-def _callbacks(settings: Settings, journal: Journal, metrics: Metrics, now: Callable[[], float]) -> ASGIApp:
-    return public_app(
+def _callbacks(
+    settings: Settings, journal: Journal, metrics: Metrics, rejections: Rejections, now: Callable[[], float]
+) -> ASGIApp:
+    rejector = Rejector(metrics, rejections, settings.trusted_proxies)
+    callbacks = (
         Callback(
             name=endpoint.name,
             url=endpoint.live_event_type_callback_url,
@@ -135,11 +142,12 @@ def _callbacks(settings: Settings, journal: Journal, metrics: Metrics, now: Call
             append=journal.append,
             metrics=metrics,
             max_body_bytes=settings.max_body_bytes,
-            trusted_proxies=settings.trusted_proxies,
+            rejector=rejector,
             now=now,
         )
         for endpoint in settings.endpoints
     )
+    return public_app(callbacks, rejector, now)
 
 
 async def _watch(certificate: Certificate) -> None:

@@ -12,6 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from receiver.protocol.events import EventType, StreamState
 from receiver.protocol.signature import FORMS, REASONS
+from receiver.rejections import NO_ENDPOINT
 
 OTHER = "other"
 REJECTIONS = (*REASONS, "too_large", "disconnected", "not_durable")
@@ -44,6 +45,8 @@ class Metrics:
         self.callbacks_rejected_total = self._counter(
             "callbacks_rejected_total", "Callbacks rejected, by reason.", endpoint=names, reason=REJECTIONS
         )
+        # A path that is no endpoint's may be one that was registered wrongly.
+        self.callbacks_rejected_total.labels(NO_ENDPOINT, "unknown_path")
         self.callback_duration_seconds = self._histogram(
             "callback_duration_seconds", "From a callback's header to its answer.", _SECONDS
         )

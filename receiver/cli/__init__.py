@@ -9,9 +9,10 @@ import click
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.cli.data import copy_database, prune, quarantine, recover
+from receiver.cli.doctor import doctor
 from receiver.cli.history import history
 from receiver.cli.options import config_option
-from receiver.cli.sending import doctor, send, simulate
+from receiver.cli.sending import send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
 from receiver.cli.terminal import printable
 from receiver.database.commits import NotReplicatedError

@@ -1,4 +1,4 @@
-"""Commands that send callbacks, or look at one that was sent."""
+"""Commands that send callbacks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 import time
 from collections import Counter
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,14 @@ import click
 from sqlalchemy import select
 
 from receiver.cli.history import show_job
-from receiver.cli.options import (
-    choose_endpoint,
-    config_option,
-    endpoint_option,
-    open_database,
-    open_url,
-    read_settings,
-)
+from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings, read_time
 from receiver.cli.terminal import printable
 from receiver.database.database import Database, of_job
 from receiver.database.insert import Row
 from receiver.database.migration import SchemaError
 from receiver.database.schema import events
 from receiver.protocol.events import EventType, StreamState
-from receiver.protocol.signature import LAST_SECOND
-from receiver.settings.settings import Settings, masked
-from receiver.tools import doctor as diagnosis
+from receiver.settings.settings import Settings
 from receiver.tools.sender import Answer, Sender, body_of, livestream, send_load
 
 _MADE_UP = {
@@ -40,23 +30,6 @@ _MADE_UP = {
     "stream_key": "made-up",
     "state": StreamState.CONNECTED,
 }
-
-
-def _read_time(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
-    """POSIX seconds, or ISO 8601, which is in UTC where it names no zone."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            time_ = datetime.fromisoformat(value)
-            seconds = (time_.replace(tzinfo=UTC) if time_.tzinfo is None else time_).timestamp()
-        except (ValueError, OverflowError):
-            seconds = -1
-    if not 0 <= seconds <= LAST_SECOND:
-        raise click.BadParameter("is not a time, such as 2026-03-01T20:00:00+08:00, or 1767225600 in POSIX seconds")
-    return seconds
 
 
 _to_option = click.option("--to", metavar="URL", help="Where to connect, if not to the registered URL's own host.")
@@ -71,7 +44,7 @@ _trust_option = click.option(
 @_to_option
 @_trust_option
 @click.option("--body", type=click.File("rb"), help="The exact body to post, from a file, or - for standard input.")
-@click.option("--at", callback=_read_time, help="The time to sign: ISO 8601, or POSIX seconds.  [default: now]")
+@click.option("--at", callback=read_time, help="The time to sign: ISO 8601, or POSIX seconds.  [default: now]")
 def send(name: str | None, to: str | None, trust: Path | None, body: Any, at: float | None) -> None:  # noqa: ANN401
     """Sign one event as MetaStudio does, and post it.
 
@@ -122,35 +95,6 @@ def simulate(  # noqa: PLR0913 (the command's options)
             open_url(settings.database_url), stream.job_id, len({(int(began + at), body) for at, body in stream.events})
         )
     sys.exit(0 if all(answer.status == 200 for answer in answers) else 1)  # noqa: PLR2004 (OK)
-
-
-@click.command()
-@config_option
-@click.argument("url", default="")
-@click.option("--header", "-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the request.")
-@click.option("--body", type=click.File("rb"), help="The body, from a file, or - for standard input.")
-@click.option("--at", callback=_read_time, help="When it came: ISO 8601, or POSIX seconds.  [default: now]")
-@click.option("--database", is_flag=True, help="Say whether the database can be used, instead.")
-def doctor(url: str, headers: tuple[str, ...], body: Any, at: float | None, *, database: bool) -> None:  # noqa: ANN401
-    """Say why a captured callback is accepted or rejected.
-
-    URL is what was requested, with its query: whole, or from the path on (put it in quotes). For MSS_A_HEAD give both
-    headers with --header. If the signature is wrong, it is tried with other forms, keys, hosts and paths.
-    """
-    if database:
-        open_database()
-        click.echo(f"the database can be used: {masked(read_settings())['database_url']}")
-        return
-    if not url and not headers and not body:
-        raise click.UsageError("give a captured URL, or --header, or --body")
-    accepted, lines = True, list[str]()
-    if url or headers:
-        captured = diagnosis.Captured(url, tuple((line.partition(":")[0], line.partition(":")[2]) for line in headers))
-        accepted, lines = diagnosis.examine(read_settings().endpoints, captured, time.time() if at is None else at)
-    if body:
-        lines += diagnosis.describe_body(body.read())
-    click.echo("\n".join(map(printable, lines)))
-    sys.exit(0 if accepted else 1)
 
 
 def _sender(settings: Settings, name: str | None, to: str | None, trust: Path | None) -> Sender:

@@ -66,9 +66,16 @@ class AmbiguousSignatureError(SignatureError):
 
 
 class URLMismatchError(SignatureError):
-    """The URL's own parameters are not those of the configured URL."""
+    """The URL's own parameters are not those of the configured URL.
+
+    `signed_at` is when the request was signed, where its signature is right nevertheless.
+    """
 
     reason = "url_mismatch"
+
+    def __init__(self, signed_at: float | None = None) -> None:
+        super().__init__(self.reason)
+        self.signed_at = signed_at
 
 
 class WrongSignatureError(SignatureError):
@@ -211,11 +218,13 @@ class Verifier:
             if self._auth_type is AuthType.MSS_A_HEAD:
                 secrets, times = _take_from_headers(headers)
             if self._auth_type is AuthType.NONE:
-                self._check_own_parameters(own)
+                if not self._are_own_parameters(own):
+                    raise URLMismatchError
                 return Verified(sent_at=now, time_text=b"", form="", key="")
             secret = _the_one(secrets, _SECRET)
             time_text = _the_one(times, _TIME)
-            self._check_own_parameters(own)
+            if not self._are_own_parameters(own):
+                raise URLMismatchError(self._signed_at(secret, time_text))
         sent_at = _posix_seconds(time_text)
         verified = self._match(bytes.fromhex(secret.decode()), time_text, sent_at)
         if abs(now - sent_at) > self._tolerance:
@@ -230,12 +239,16 @@ class Verifier:
                 return Verified(sent_at, time_text, form.name, key)
         raise WrongSignatureError
 
-    def _check_own_parameters(self, own: list[bytes]) -> None:
-        if b"&".join(own) == self._own_query:
-            return
+    def _signed_at(self, secret: bytes, time_text: bytes) -> float | None:
+        try:
+            sent_at = _posix_seconds(time_text)
+            return self._match(bytes.fromhex(secret.decode()), time_text, sent_at).sent_at
+        except SignatureError:
+            return None
+
+    def _are_own_parameters(self, own: list[bytes]) -> bool:
         # In constant time: with auth_type NONE a parameter is the secret.
-        if not hmac.compare_digest(_canonical(own), self._own_parameters):
-            raise URLMismatchError
+        return b"&".join(own) == self._own_query or hmac.compare_digest(_canonical(own), self._own_parameters)
 
 
 def _take_out_signature(query: bytes) -> tuple[list[bytes], list[bytes], list[bytes]]:

@@ -17,6 +17,7 @@ from sqlalchemy import make_url
 
 from receiver.protocol.signature import AuthType
 from receiver.protocol.url import callback_path
+from receiver.rejections import NO_ENDPOINT
 from receiver.settings.declaration import PREFIX, Setting, declared, variable
 from receiver.settings.parsers import InvalidValueError
 from receiver.settings.settings import EndpointSettings, Settings
@@ -112,6 +113,8 @@ def _endpoints(values: Mapping[str, Any]) -> tuple[EndpointSettings, ...]:
         name = table.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
             raise SettingsError(f"{prefix}name: is not 1 to 64 letters, digits, - or _: give it a name")
+        if name == NO_ENDPOINT:
+            raise SettingsError(f"{prefix}name: {name} stands for no endpoint in metrics: give it another")
         if name in [endpoint.name for endpoint in found.values()]:
             raise SettingsError(f"{prefix}name: {name} is taken: give each endpoint a name of its own")
         endpoint = _endpoint(name, prefix, table)

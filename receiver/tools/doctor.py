@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
@@ -32,6 +33,7 @@ from receiver.protocol.signature import (
     Verifier,
 )
 from receiver.protocol.url import callback_path
+from receiver.rejections import NO_ENDPOINT, Rejection
 from receiver.settings.settings import EndpointSettings
 
 _FOR_EVER = float("inf")
@@ -80,6 +82,13 @@ class Captured:
     def own_query(self) -> str:
         """The query without the signature."""
         return "&".join(pair for pair in urlsplit(self.url).query.split("&") if not _is_signature(pair))
+
+    @property
+    def times(self) -> Iterator[str]:
+        """What stands as the signed time, in the query and in the headers."""
+        pairs = (pair.partition("=") for pair in urlsplit(self.url).query.split("&"))
+        yield from (value for name, _, value in pairs if name == TIME_PARAMETER)
+        yield from (value.strip() for name, value in self.headers if name.strip().lower() == TIME_HEADER)
 
     def signed_query(self, url: str) -> bytes:
         """The query of `url`, with the captured signature."""
@@ -131,6 +140,28 @@ def examine(
     return Diagnosis(bool(same_path), lines)
 
 
+def explain(rejection: Rejection, endpoints: Sequence[EndpointSettings], max_body_bytes: int) -> list[str]:
+    """Say of a request that was rejected while the receiver ran what came when, and why it was, line by line."""
+    at = datetime.fromtimestamp(rejection.at, UTC)
+    asked = f"{rejection.method} {rejection.target} from {rejection.client}"
+    lines = [f"{at:%Y-%m-%d %H:%M:%S} UTC, endpoint {rejection.endpoint}: {rejection.reason}: {asked}"]
+    if rejection.endpoint == NO_ENDPOINT:
+        paths = ", ".join(urlsplit(one.public_url).path for one in endpoints)
+        return [*lines, f"that path is no endpoint's, and such a request is answered 404; theirs are {paths}"]
+    captured = Captured(rejection.target, rejection.headers)
+    endpoint = next((one for one in endpoints if one.name == rejection.endpoint), None)
+    if rejection.signed_at is not None and endpoint is not None:
+        of_reason = {
+            "stale": [_clock(rejection.signed_at, rejection.at, endpoint)],
+            "too_large": [f"and the body is larger than max_body_bytes, {max_body_bytes}"],
+            "disconnected": ["and the sender or a proxy went away before the whole body was here"],
+            "not_durable": ["and the event could not be put on disk: the log has why, with `journal down`"],
+            "url_mismatch": _other_parameters(endpoint, captured),
+        }
+        return [*lines, "the signature is right", *of_reason.get(rejection.reason, [])]
+    return lines + examine(endpoints, captured, rejection.at).lines
+
+
 def _why_accepted(verified: Verified, endpoint: EndpointSettings, captured: Captured, now: float) -> Iterator[str]:
     age = now - verified.sent_at
     yield _matched(verified)
@@ -154,7 +185,7 @@ def _why_rejected(
         yield decimal
     elif isinstance(error, StaleSignatureError):
         yield _matched(error.verified)
-        yield _clock(error.verified, now, endpoint)
+        yield _clock(error.verified.sent_at, now, endpoint)
     else:
         yield from _explain(error, endpoint, endpoints, captured)
 
@@ -188,12 +219,13 @@ def _explain(
         yield "the URL's own parameters are not those of live_event_type_callback_url: register it as it is set"
         if endpoint.auth_type is AuthType.NONE:  # where a parameter, or its name, is the secret
             return
-        yield from _other_parameters(urlsplit(endpoint.live_event_type_callback_url).query, captured.own_query)
+        yield from _other_parameters(endpoint, captured)
     yield from _closest(endpoint, endpoints, captured)
 
 
-def _other_parameters(configured: str, seen: str) -> Iterator[str]:
+def _other_parameters(endpoint: EndpointSettings, captured: Captured) -> Iterator[str]:
     """What was added to the configured query, what is missing, and what has another value, by their names."""
+    configured, seen = urlsplit(endpoint.live_event_type_callback_url).query, captured.own_query
     expected, found = (Counter(parse_qsl(query, keep_blank_values=True)) for query in (configured, seen))
     missing, added = ({name for name, _ in pairs} for pairs in (expected - found, found - expected))
     for name in sorted(missing & added):
@@ -206,9 +238,7 @@ def _other_parameters(configured: str, seen: str) -> Iterator[str]:
 
 def _decimal_time(captured: Captured, now: float) -> str | None:
     """What to say where hwTime is a time near `now` in decimal, but not in hex."""
-    times = [pair.partition("=")[2] for pair in urlsplit(captured.url).query.split("&") if pair.startswith("hwTime=")]
-    times += [value.strip() for name, value in captured.headers if name.strip().lower() == TIME_HEADER]
-    for text in times:
+    for text in captured.times:
         if re.fullmatch(r"[0-9]{10}|[0-9]{13}", text, re.ASCII):
             seconds = int(text) // (1 if len(text) == len("1725928200") else 1000)
             if abs(seconds - now) < _TEN_YEARS:
@@ -291,8 +321,8 @@ def _matched(verified: Verified) -> str:
     return f"the signature is right: form {verified.form}, {verified.key} key"
 
 
-def _clock(verified: Verified, now: float, endpoint: EndpointSettings) -> str:
-    distance = now - verified.sent_at
+def _clock(sent_at: float, now: float, endpoint: EndpointSettings) -> str:
+    distance = now - sent_at
     return (
         f"but it was signed {abs(distance):.0f} s {'before' if distance > 0 else 'after'} now, and timestamp_tolerance"
         f" is {endpoint.timestamp_tolerance} s. For a callback captured earlier that is as it should be (give its time"

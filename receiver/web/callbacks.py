@@ -25,6 +25,7 @@ from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import Metrics
 from receiver.protocol.signature import SignatureError, StaleSignatureError, Verified, Verifier
 from receiver.protocol.url import callback_path
+from receiver.rejections import NO_ENDPOINT, Rejections
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ Append = Callable[[Delivery], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 HEALTH_PATH = "/healthz"
+_LONGEST_PATH = 100  # bytes, in the log
 # Answers: status, body, and headers beside those of JSON.
 _ACCEPTED = (200, b'{"status":"accepted"}')
 _ACCEPTED_HEAD = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(_ACCEPTED[1])
@@ -64,11 +66,38 @@ class TokenBucket:
 
 
 class _RejectedError(Exception):
-    """The callback is not accepted. The message is the reason, one of the metric's."""
+    """The callback is not accepted. `signed_at` is when it was signed, where its signature is right."""
+
+    def __init__(self, reason: str, signed_at: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason  # one of the metric's
+        self.signed_at = signed_at
 
 
-def public_app(callbacks: Iterable[Callback]) -> ASGIApp:
-    """The public listener's ASGI application: the path of each callback, GET on ``/healthz``, and nothing else."""
+class Rejector:
+    """Counts, logs and notes each rejected request; `trusted_proxies` may say whose it is."""
+
+    def __init__(self, metrics: Metrics, rejections: Rejections, trusted_proxies: Sequence[Network]) -> None:
+        self._metrics = metrics
+        self._rejections = rejections
+        self._trusted_proxies = trusted_proxies
+
+    def reject(self, endpoint: str, reason: str, scope: Scope, at: float, signed_at: float | None = None) -> None:
+        """Take down a request that `endpoint` rejects at `at`, POSIX seconds."""
+        client = client_address((scope["client"] or ["?"])[0], scope["headers"], self._trusted_proxies)
+        self._metrics.callbacks_rejected_total.labels(endpoint, reason).inc()
+        details = {"endpoint": endpoint, "reason": reason, "client": client}
+        if endpoint == NO_ENDPOINT:
+            details["path"] = scope["raw_path"][:_LONGEST_PATH].decode("latin-1")
+        logger.warning("callback rejected", extra=details)
+        self._rejections.note(endpoint, reason, scope, client=client, at=at, signed_at=signed_at)
+
+
+def public_app(callbacks: Iterable[Callback], rejector: Rejector, now: Callable[[], float] = time.time) -> ASGIApp:
+    """The public listener's ASGI application: the path of each callback, GET on ``/healthz``, and nothing else.
+
+    A POST to another path is rejected as a callback: it may be one that was registered wrongly.
+    """
     by_path: dict[bytes, ASGIApp] = {callback.path: callback for callback in callbacks}
     others = Starlette(routes=[Route(HEALTH_PATH, health, methods=["GET"])])
 
@@ -76,7 +105,10 @@ def public_app(callbacks: Iterable[Callback]) -> ASGIApp:
         # By the path as received: never by the Host header.
         raw_path: bytes = scope["raw_path"]
         path = unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path
-        await by_path.get(path, others)(scope, receive, send)
+        callback = by_path.get(path)
+        if callback is None and scope["method"] == "POST":
+            rejector.reject(NO_ENDPOINT, "unknown_path", scope, now())
+        await (callback or others)(scope, receive, send)
 
     return app
 
@@ -84,7 +116,7 @@ def public_app(callbacks: Iterable[Callback]) -> ASGIApp:
 class Callback:
     """The ASGI application of the endpoint `name`, which is registered as `url`.
 
-    `append` puts a delivery on disk; `trusted_proxies` may say whose request it is; `now` gives POSIX seconds.
+    `append` puts a delivery on disk; `now` gives POSIX seconds.
     """
 
     def __init__(  # noqa: PLR0913 (the journal, the metrics, and the settings)
@@ -96,7 +128,7 @@ class Callback:
         append: Append,
         metrics: Metrics,
         max_body_bytes: int,
-        trusted_proxies: Sequence[Network] = (),
+        rejector: Rejector,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.path = callback_path(url)
@@ -108,7 +140,7 @@ class Callback:
         self._accepted = metrics.callbacks_total.labels(name, "accepted")
         self._matches: dict[tuple[str, str], Counter] = {}
         self._max_body_bytes = max_body_bytes
-        self._trusted_proxies = trusted_proxies
+        self._rejector = rejector
         self._now = now
         # Stale deliveries are kept in case it is our clock that is wrong; but with one old signature anybody can send
         # any number of them.
@@ -123,13 +155,9 @@ class Callback:
         try:
             await self._accept(scope, receive)
         except _RejectedError as rejected:
-            reason = str(rejected)
             self._metrics.callbacks_total.labels(self._name, "rejected").inc()
-            self._metrics.callbacks_rejected_total.labels(self._name, reason).inc()
-            client = client_address((scope["client"] or ["?"])[0], scope["headers"], self._trusted_proxies)
-            details = {"endpoint": self._name, "reason": reason, "client": client}
-            logger.warning("callback rejected", extra=details)
-            await _answer(send, *_REJECTIONS.get(reason, _UNAUTHORIZED))
+            self._rejector.reject(self._name, rejected.reason, scope, self._now(), rejected.signed_at)
+            await _answer(send, *_REJECTIONS.get(rejected.reason, _UNAUTHORIZED))
         else:
             self._accepted.inc()
             extensions = scope.get("extensions")
@@ -146,13 +174,13 @@ class Callback:
         try:
             body = await self._read_body(scope["headers"], receive)
             delivery = Delivery(self._name, received_at, verified.sent_at, verified.time_text, body, quarantine_reason)
-            if quarantine_reason is not None:
-                await self._keep_stale(delivery)
-                raise _RejectedError(quarantine_reason)
-            await self._append(delivery)
+            await self._keep(delivery)
         except (NotDurableError, asyncio.CancelledError) as error:
             # It is cancelled where the server ends and waits no longer: uvicorn would answer 500.
-            raise _RejectedError("not_durable") from error
+            raise _RejectedError("not_durable", verified.sent_at) from error
+        except _RejectedError as rejected:
+            rejected.signed_at = verified.sent_at
+            raise
 
     def _verify(self, scope: Scope, now: float) -> tuple[Verified, str | None]:
         """What the signature says, and why the delivery belongs in quarantine, if it does."""
@@ -162,7 +190,7 @@ class Callback:
         except StaleSignatureError as error:
             verified, quarantine_reason = error.verified, error.reason
         except SignatureError as error:
-            raise _RejectedError(error.reason) from None
+            raise _RejectedError(error.reason, getattr(error, "signed_at", None)) from None
         if verified.form:
             self._metrics.signed_time_skew_seconds.set(now - verified.sent_at)
             match = verified.form, verified.key
@@ -190,10 +218,14 @@ class Callback:
             if not message.get("more_body", False):
                 return b"".join(chunks)
 
-    async def _keep_stale(self, delivery: Delivery) -> None:
+    async def _keep(self, delivery: Delivery) -> None:
+        if delivery.quarantine_reason is None:
+            await self._append(delivery)
+            return
         if self._stale_bytes.take(len(delivery.body) + 1024):
             with contextlib.suppress(NotDurableError):  # which the journal has logged; it is not accepted anyway
                 await self._append(delivery)
+        raise _RejectedError(delivery.quarantine_reason)
 
 
 async def _answer(send: Send, status: int, body: bytes, *more_headers: Header) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from receiver.cli import main
 from tests.helpers.pages import blocks, code, headings, pages, prose, read, rows, section
-from tests.helpers.receiver import Process, running
+from tests.helpers.receiver import Process, running, wait_until
 from tests.helpers.shell import run
 
 REFERENCE = "docs/reference/commands.md"
@@ -47,9 +47,12 @@ def test_history(receiver: Process) -> None:
 
 
 def test_doctor(receiver: Process) -> None:
-    """The made-up signature of the page is explained, and its command fails, as it says of what is rejected."""
-    (block,) = blocks("docs/how-to/operate.md", "Find out why a callback was rejected")
-    assert "wrong" in told(receiver, block.text, exit_code=1)
+    """What was rejected last is explained, and the made-up signature of the page, whose command fails."""
+    of_last, captured = blocks("docs/how-to/operate.md", "Find out why a callback was rejected")
+    assert receiver.request("POST", "/callbacks/of-nobody", b"{}").status == 404
+    wait_until((receiver.folder / "var/journal.db.rejections.json").exists, "the rejections")
+    assert "/callbacks/of-nobody" in told(receiver, of_last.text)
+    assert "wrong" in told(receiver, captured.text, exit_code=1)
 
 
 def test_made_up_events(receiver: Process) -> None:

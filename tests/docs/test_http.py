@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import Metrics
 from receiver.protocol.signature import AuthType, Verifier, sign
-from receiver.web.callbacks import Callback
+from receiver.rejections import Rejections
+from receiver.web.callbacks import Callback, Rejector
 from tests.helpers.pages import rows, section
 from tests.helpers.receiver import KEY, SAMPLES, Process, running
 
@@ -123,8 +125,15 @@ def test_not_durable() -> None:
     verifier = Verifier(url, AuthType.MSS_A, (KEY,))
     query = sign(url, KEY, time.time()).url.partition("?")[2].encode()
     scope = {"type": "http", "method": "POST", "raw_path": PATH.encode(), "query_string": query, "headers": []}
+    metrics = Metrics()
     callback = Callback(
-        name="default", url=url, verifier=verifier, append=append, metrics=Metrics(), max_body_bytes=2**20
+        name="default",
+        url=url,
+        verifier=verifier,
+        append=append,
+        metrics=metrics,
+        max_body_bytes=2**20,
+        rejector=Rejector(metrics, Rejections(Path("/nowhere/rejections.json"), ["default"]), ()),
     )
     asyncio.run(callback({**scope, "client": None}, receive, send))
     start, body = sent

@@ -26,10 +26,11 @@ import uvloop
 
 from receiver.delivery import Delivery
 from receiver.metrics import Metrics
+from receiver.rejections import Rejections
 from receiver.server.limiter import Limits
 from receiver.server.server import Server
 from receiver.server.sockets import listen
-from receiver.web.callbacks import Callback, public_app
+from receiver.web.callbacks import Callback, Rejector, public_app
 from tests.fuzz import generate
 from tests.fuzz.generate import MAX_BODY_BYTES, NOW, REGISTRATIONS, TOLERANCE, TRUSTED, Case
 from tests.fuzz.oracle import Registration, Request, judge, read_requests
@@ -190,7 +191,10 @@ def _serve(listener: socket.socket, stored: list[Delivery], started: threading.E
         stored.append(delivery)
 
     async def serve() -> None:
-        metrics = Metrics(one.name for one in REGISTRATIONS)
+        names = [one.name for one in REGISTRATIONS]
+        metrics = Metrics(names)
+        # Which is read here and never written.
+        rejector = Rejector(metrics, Rejections(Path("/nowhere/rejections.json"), names), [ip_network(TRUSTED)])
         callbacks = [
             Callback(
                 name=one.name,
@@ -199,13 +203,13 @@ def _serve(listener: socket.socket, stored: list[Delivery], started: threading.E
                 append=append,
                 metrics=metrics,
                 max_body_bytes=MAX_BODY_BYTES,
-                trusted_proxies=[ip_network(TRUSTED)],
+                rejector=rejector,
                 now=lambda: NOW,
             )
             for one in endpoints()
         ]
         limits = Limits(request_timeout=_REQUEST_TIMEOUT)
-        async with Server(public_app(callbacks), listener, "public", metrics, limits=limits).serving(1):
+        async with Server(public_app(callbacks, rejector), listener, "public", metrics, limits=limits).serving(1):
             started.set()
             while not stop.is_set():  # noqa: ASYNC110 (it is another thread's event)
                 await asyncio.sleep(0.05)

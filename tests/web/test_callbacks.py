@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.types import Message, Scope
@@ -9,7 +10,8 @@ from starlette.types import Message, Scope
 from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import Metrics
 from receiver.protocol.signature import AuthType, Verifier, sign
-from receiver.web.callbacks import Callback, TokenBucket, public_app
+from receiver.rejections import Rejections
+from receiver.web.callbacks import Callback, Rejector, TokenBucket, public_app
 from tests.helpers.receiver import KEY, SAMPLES
 
 URL = "https://localhost/callbacks"
@@ -46,18 +48,18 @@ class Request:
     """One signed POST straight to the application; `status` is what it was answered."""
 
     def __init__(self, inbox: Inbox, *, at: float | None = None) -> None:
-        self.app = public_app(
-            [
-                Callback(
-                    name="default",
-                    url=URL,
-                    verifier=Verifier(URL, AuthType.MSS_A, [KEY]),
-                    append=inbox.append,
-                    metrics=Metrics(),
-                    max_body_bytes=2**20,
-                )
-            ]
+        metrics = Metrics()
+        rejector = Rejector(metrics, Rejections(Path("/nowhere/rejections.json"), ["default"]), ())
+        callback = Callback(
+            name="default",
+            url=URL,
+            verifier=Verifier(URL, AuthType.MSS_A, [KEY]),
+            append=inbox.append,
+            metrics=metrics,
+            max_body_bytes=2**20,
+            rejector=rejector,
         )
+        self.app = public_app([callback], rejector)
         self.query = urlsplit(sign(URL, KEY, time.time() if at is None else at).url).query.encode()
         self.sent: list[Message] = []
 
