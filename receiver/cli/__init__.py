@@ -8,7 +8,8 @@ from typing import Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from receiver.cli.data import copy_database, prune, quarantine, recover
+from receiver.cli.data import copy_database, quarantine, recover
+from receiver.cli.deleting import delete_job, prune
 from receiver.cli.doctor import doctor
 from receiver.cli.history import history
 from receiver.cli.options import config_option
@@ -54,6 +55,7 @@ def main() -> None:
 
 for _command in (
     copy_database,
+    delete_job,
     doctor,
     history,
     init,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -18,19 +15,11 @@ from receiver.cli.options import config_option, open_database, open_url, read_se
 from receiver.cli.terminal import printable
 from receiver.database import quarantine as quarantined
 from receiver.database.copy import copy, count_rows
-from receiver.database.prune import count_older, delete_older
 from receiver.journal.recovery import Readable, UnreadableError
 from receiver.projector import recovery
 from receiver.projector.store import Store
 from receiver.settings.database_url import database_url
 from receiver.settings.parsers import InvalidValueError
-
-
-def _read_age(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, timedelta]:
-    match = re.fullmatch(r"([0-9]{1,5})([dh])", value)
-    if match is None:
-        raise click.BadParameter("is not a number of days or hours, such as 90d or 12h")
-    return value, timedelta(**{{"d": "days", "h": "hours"}[match[2]]: int(match[1])})
 
 
 def _read_source(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -41,29 +30,6 @@ def _read_source(_ctx: click.Context, _parameter: click.Parameter, value: str) -
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise click.BadParameter(f"{url.database} is no file")
     return value
-
-
-@click.command()
-@config_option
-@click.option("--older-than", "age", required=True, callback=_read_age, help="Such as 90d or 12h.")
-@click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
-def prune(age: tuple[str, timedelta], *, dry_run: bool) -> None:
-    """Delete old events, quarantined deliveries and ended streams, in batches.
-
-    Safe beside a running receiver.
-    """
-    database = open_database()
-    before = datetime.now(UTC) - age[1]
-    older = count_older(database, before)
-    deleted = Counter(older if dry_run else {})
-    if not dry_run:
-        with Progress(transient=True, console=Console(stderr=True)) as progress:
-            bar = progress.add_task("Deleting", total=sum(older.values()))
-            for table, count in delete_older(database, before):
-                deleted[table] += count
-                progress.advance(bar, count)
-    counts = f"{deleted['events']} events, {deleted['quarantine']} quarantined, {deleted['streams']} streams"
-    click.echo(f"{'Would delete' if dry_run else 'Deleted'} {counts} older than {age[0]}.")
 
 
 @click.command("copy")

@@ -15,20 +15,22 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Table, create_engine, func, select, text
+from sqlalchemy import Table, create_engine, func, select
 
 from receiver.cli import main
 from receiver.database.database import Database
-from receiver.database.prune import count_older, delete_older
+from receiver.database.prune import Age, count_older, delete_older
 from receiver.database.rows import quarantine_row, to_row
 from receiver.database.schema import events, jobs, quarantine, streams
 from receiver.delivery import Delivery
+from tests.helpers.database import sql
 from tests.helpers.load import Load, Receiver, ended
 from tests.helpers.outcome import compare
 from tests.helpers.receiver import KEY
 
 DAY = timedelta(days=1)
 MOMENT = timedelta(microseconds=1)
+NOTHING = {"events": 0, "quarantine": 0, "streams": 0, "jobs": 0}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -49,19 +51,12 @@ def delivery(sent_at: datetime, number: int = 0, **message: Any) -> Delivery:
 
 
 def put(url: str, events_at: Sequence[datetime] = (), quarantined_at: Sequence[datetime] = ()) -> None:
-    """Store a row for each of these times."""
+    """Store a row for each of these times, which names no job."""
     # The times as they are given: POSIX seconds cannot hold each microsecond.
-    event_rows = [to_row(delivery(at, number)) | {"sent_at": at} for number, at in enumerate(events_at)]
+    event_rows = [to_row(delivery(at, number)) | {"sent_at": at, "job_id": None} for number, at in enumerate(events_at)]
     others = [quarantine_row(delivery(at, n), "not_json") | {"sent_at": at} for n, at in enumerate(quarantined_at)]
     with closing(Database(url)) as database:
         database.store(event_rows, others)
-
-
-def put_streams(url: str, *states: tuple[str, datetime, str]) -> None:
-    """Store the states of jobs, each as (job, time, state)."""
-    rows = [to_row(delivery(at, state=state, job_id=job)) for job, at, state in states]
-    with closing(Database(url)) as database:
-        database.store(rows, [])
 
 
 def column(url: str, table: Table, name: str) -> list[Any]:
@@ -72,6 +67,22 @@ def column(url: str, table: Table, name: str) -> list[Any]:
             return list(connection.scalars(select(table.c[name]).order_by(table.c[name])))
     finally:
         engine.dispose()
+
+
+def age_of(before: datetime) -> Age:
+    """What is older than a time, where a job without END is stale as soon as it is old."""
+    return Age(before, before)
+
+
+def put_jobs(url: str, **jobs_: Sequence[tuple[datetime, str | None]]) -> None:
+    """Store the events of jobs, each as (time, state); without a state it is a reply."""
+    rows = [
+        to_row(delivery(at, number, job_id=job, **({"state": state} if state else {}))) | {"sent_at": at}
+        for job, moments in jobs_.items()
+        for number, (at, state) in enumerate(moments)
+    ]
+    with closing(Database(url)) as database:
+        database.store(rows, [])
 
 
 def counts(url: str) -> list[int]:
@@ -120,10 +131,10 @@ def test_exact_boundary(database_url: str) -> None:
     times = [before - DAY, before - MOMENT, before, before + MOMENT, before + DAY]
     put(database_url, times, times)
     with closing(Database(database_url)) as database:
-        assert count_older(database, before) == {"events": 2, "quarantine": 2, "streams": 0}
-        for _ in delete_older(database, before):
+        assert count_older(database, age_of(before)) == NOTHING | {"events": 2, "quarantine": 2}
+        for _ in delete_older(database, age_of(before)):
             pass
-        assert count_older(database, before) == {"events": 0, "quarantine": 0, "streams": 0}
+        assert count_older(database, age_of(before)) == NOTHING
     assert column(database_url, events, "sent_at") == column(database_url, quarantine, "sent_at") == times[2:]
 
 
@@ -138,25 +149,84 @@ def test_age_is_counted_from_now(database_url: str, age: str, seconds: int) -> N
     kept = column(database_url, events, "sent_at")
     assert kept == times[600 - len(kept) :] == column(database_url, quarantine, "sent_at")
     assert {time for time in times if time >= ended_at} <= set(kept) <= {time for time in times if time >= began}
-    assert line == f"Deleted {600 - len(kept)} events, {600 - len(kept)} quarantined, 0 streams older than {age}."
+    assert (
+        line == f"Deleted {600 - len(kept)} events, {600 - len(kept)} quarantined, 0 streams, 0 jobs older than {age}."
+    )
 
 
-def test_streams(database_url: str) -> None:
-    """Of the streams only those go that ended before the time; what is under way stays, however old."""
+def test_jobs_stay_whole(database_url: str) -> None:
+    """A job goes with all its events when its last one is old; one that still sends or ended later keeps them all."""
     now = datetime.now(UTC)
-    states = [
-        ("ended long ago", now - 91 * DAY, "END"),
-        ("ended", now - 89 * DAY, "END"),
-        ("lost long ago", now - 91 * DAY, "DISCONNECTED"),
-        ("runs since long ago", now - 91 * DAY, "CONNECTED"),
-        ("unknown", now - 91 * DAY, "ENDED_ODDLY"),
-        ("runs", now, "CONNECTED"),
-    ]
-    put_streams(database_url, *states, ("ran for long", now - 100 * DAY, "CONNECTED"), ("ran for long", now, "END"))
-    line = pruned(database_url, "--older-than=90d")
-    assert line == "Deleted 5 events, 0 quarantined, 1 streams older than 90d."
-    left = {job for job, *_ in states[1:]} | {"ran for long"}
-    assert set(column(database_url, streams, "job_id")) == left
+    old, young = now - 91 * DAY, now - 89 * DAY
+    hours = timedelta(hours=1)
+    put_jobs(
+        database_url,
+        ended=[(old - DAY, "CONNECTED"), (old, None), (old + hours, "END")],
+        lost=[(old, "DISCONNECTED")],
+        no_state=[(old, None), (old + hours, None)],
+        ended_later=[(old - DAY, "CONNECTED"), (old, None), (young, "END")],
+        still_sends=[(old - DAY, "CONNECTED"), (old, None), (young, None)],
+        young=[(young, "CONNECTED"), (young + hours, "END")],
+    )
+    gone = "6 events, 0 quarantined, 2 streams, 3 jobs older than 90d."
+    assert pruned(database_url, "--older-than=90d", "--dry-run") == f"Would delete {gone}"
+    assert pruned(database_url, "--older-than=90d") == f"Deleted {gone}"
+    left = ["ended_later", "still_sends", "young"]
+    assert sorted(column(database_url, events, "job_id")) == sorted([*left * 2, *left[:2]])
+    assert column(database_url, jobs, "job_id") == column(database_url, streams, "job_id") == left
+    assert column(database_url, jobs, "first_sent_at")[:2] == [old - DAY, old - DAY]
+    assert (
+        pruned(database_url, "--older-than=90d") == f"Deleted {', '.join(f'0 {one}' for one in WHAT)} older than 90d."
+    )
+
+
+WHAT = ("events", "quarantined", "streams", "jobs")
+
+
+def test_job_that_runs(database_url: str) -> None:
+    """A job without END runs, however old its last event is, until it is stale."""
+    before = datetime(2024, 9, 11, tzinfo=UTC)
+    hour = timedelta(hours=1)
+    put_jobs(
+        database_url,
+        runs=[(before - 3 * hour, "CONNECTED"), (before - 2 * hour, None)],
+        ended=[(before - 3 * hour, "CONNECTED"), (before - 2 * hour, "END")],
+        stale=[(before - 9 * hour, "CONNECTED"), (before - 8 * hour, None)],
+    )
+    with closing(Database(database_url)) as database:
+        age = Age(before, stale=before - 4 * hour)
+        assert count_older(database, age) == {"events": 4, "quarantine": 0, "streams": 2, "jobs": 2}
+        deleted = [table for table, count in delete_older(database, age) for _ in range(count)]
+        assert sorted(deleted) == sorted(["events"] * 4 + ["jobs"] * 2 + ["streams"] * 2)
+        assert column(database_url, events, "job_id") == ["runs", "runs"]
+        assert column(database_url, jobs, "job_id") == column(database_url, streams, "job_id") == ["runs"]
+
+
+def test_what_an_earlier_version_left(database_url: str) -> None:
+    """A stream whose events are gone is deleted when it ended or is stale, by the time of its state."""
+    now = datetime.now(UTC)
+    put_jobs(database_url, old=[(now - 91 * DAY, "CONNECTED")], young=[(now - 89 * DAY, "CONNECTED")])
+    for table in ("events", "jobs"):
+        sql(database_url, f"DELETE FROM {table}")
+    assert pruned(database_url, "--older-than=90d").startswith("Deleted 0 events, 0 quarantined, 1 streams, 0 jobs")
+    assert column(database_url, streams, "job_id") == ["young"]
+
+
+def test_many_jobs(database_url: str) -> None:
+    """Many batches' worth of jobs is deleted, among which are as many that stay whole."""
+    now = datetime.now(UTC)
+    old = now - 91 * DAY
+    both: dict[str, list[tuple[datetime, str | None]]] = {
+        f"{number:04}{kind}": [(old + number * timedelta(seconds=1), "CONNECTED"), (last, "END")]
+        for number in range(1200)
+        for kind, last in (("gone", old + timedelta(hours=1)), ("kept", now - DAY))
+    }
+    put_jobs(database_url, **both)
+    gone = "2400 events, 0 quarantined, 1200 streams, 1200 jobs older than 90d."
+    assert pruned(database_url, "--older-than=90d") == f"Deleted {gone}"
+    kept = sorted(one for one in both if one.endswith("kept"))
+    assert sorted(column(database_url, events, "job_id")) == sorted(kept * 2)
+    assert sorted(column(database_url, jobs, "job_id")) == sorted(column(database_url, streams, "job_id")) == kept
 
 
 def test_many_rows(database_url: str) -> None:
@@ -167,11 +237,14 @@ def test_many_rows(database_url: str) -> None:
     young = [now - 89 * DAY] * 2500
     put(database_url, old + young, old[1000:6000] + young)
     assert (
-        pruned(database_url, "--older-than=90d") == "Deleted 8000 events, 5000 quarantined, 0 streams older than 90d."
+        pruned(database_url, "--older-than=90d")
+        == "Deleted 8000 events, 5000 quarantined, 0 streams, 0 jobs older than 90d."
     )
     assert counts(database_url) == [2500, 2500, 0]
     assert column(database_url, events, "sent_at") == young == column(database_url, quarantine, "sent_at")
-    assert pruned(database_url, "--older-than=90d") == "Deleted 0 events, 0 quarantined, 0 streams older than 90d."
+    assert (
+        pruned(database_url, "--older-than=90d") == "Deleted 0 events, 0 quarantined, 0 streams, 0 jobs older than 90d."
+    )
 
 
 def test_each_batch_is_a_transaction(database_url: str) -> None:
@@ -180,13 +253,13 @@ def test_each_batch_is_a_transaction(database_url: str) -> None:
     put(database_url, [before - number * timedelta(seconds=1) for number in range(1, 5001)])
     left, batches = 5000, 0
     with closing(Database(database_url)) as database, closing(Database(database_url)) as other:
-        for table, count in delete_older(database, before):
+        for table, count in delete_older(database, age_of(before)):
             if table == "events":
                 left -= count
                 batches += 1
                 # Another writes and reads in between.
                 put(database_url, [before + batches * DAY])
-                assert count_older(other, before)["events"] == left
+                assert count_older(other, age_of(before))["events"] == left
     assert left == 0
     assert batches >= 5
     assert counts(database_url) == [batches, 0, 0]
@@ -196,14 +269,14 @@ def test_dry_run(database_url: str) -> None:
     """A dry run deletes nothing, and says what then is deleted."""
     now = datetime.now(UTC)
     put(database_url, [now - 2 * DAY] * 1500 + [now] * 2, [now - 3 * DAY] * 3 + [now] * 4)
-    put_streams(database_url, ("old", now - 2 * DAY, "END"), ("young", now, "END"))
+    put_jobs(database_url, old=[(now - 2 * DAY, "END")], young=[(now, "END")])
     before = counts(database_url)
     for _ in range(2):
         line = pruned(database_url, "--older-than", "1d", "--dry-run")
-        assert line == "Would delete 1501 events, 3 quarantined, 1 streams older than 1d."
+        assert line == "Would delete 1501 events, 3 quarantined, 1 streams, 1 jobs older than 1d."
     assert counts(database_url) == before
     line = pruned(database_url, "--older-than", "1d")
-    assert line == "Deleted 1501 events, 3 quarantined, 1 streams older than 1d."
+    assert line == "Deleted 1501 events, 3 quarantined, 1 streams, 1 jobs older than 1d."
     assert counts(database_url) == [3, 4, 1]
 
 
@@ -213,7 +286,7 @@ def test_nothing_to_do(database_url: str, arguments: list[str]) -> None:
     verb = "Would delete" if arguments else "Deleted"
     for _ in range(2):
         line = pruned(database_url, "--older-than=12h", *arguments)
-        assert line == f"{verb} 0 events, 0 quarantined, 0 streams older than 12h."
+        assert line == f"{verb} 0 events, 0 quarantined, 0 streams, 0 jobs older than 12h."
         put(database_url, [datetime.now(UTC)], [datetime.now(UTC)])
     assert counts(database_url) == [2, 2, 0]
 
@@ -257,38 +330,14 @@ def test_beside_a_receiver(database_url: str, tmp_path: Path) -> None:
             labels: value for (name, labels), value in receiver.metrics().items() if name == "projector_errors_total"
         }
         assert receiver.stop() == 0
-    assert done.stdout.decode().splitlines()[-1] == "Deleted 20000 events, 0 quarantined, 0 streams older than 90d."
+    assert (
+        done.stdout.decode().splitlines()[-1]
+        == "Deleted 20000 events, 0 quarantined, 0 streams, 0 jobs older than 90d."
+    )
     assert column(database_url, events, "sent_at")[0] > cutoff
     if not database_url.startswith("sqlite"):  # where one writer may have to wait for another
         assert not any(errors.values())
         assert receiver.log == ""
-
-
-def test_jobs(database_url: str) -> None:
-    """A job that loses its oldest events begins with the first that is left; one that loses all is no more."""
-    before = datetime(2024, 9, 11, tzinfo=UTC)
-    times: dict[str, list[float]] = {
-        "gone": [-9, -8],
-        "just gone": [-0.001],
-        "cut": [-2, 0, 3],
-        "cut later": [-2, 3],
-        "young": [1, 2],
-    }
-    rows = [
-        to_row(delivery(before + at * DAY, job_id=job)) | {"sent_at": before + at * DAY}
-        for job, days in times.items()
-        for at in days
-    ]
-    with closing(Database(database_url)) as database:
-        database.store(rows, [])
-        for _ in range(2):
-            for _ in delete_older(database, before):
-                pass
-            with database.reading() as connection:
-                found = connection.execute(text("SELECT job_id, events FROM live_jobs ORDER BY first_event_at, job_id"))
-                assert found.all() == [("cut", 2), ("young", 2), ("cut later", 1)]
-                left = connection.execute(select(jobs.c.job_id, jobs.c.first_sent_at).order_by(jobs.c.job_id)).all()
-    assert left == [("cut", before), ("cut later", before + 3 * DAY), ("young", before + DAY)]
 
 
 def test_each_batch_begins_where_the_one_before_ended(database_url: str) -> None:
@@ -296,11 +345,10 @@ def test_each_batch_begins_where_the_one_before_ended(database_url: str) -> None
     now = datetime.now(UTC)
     put(database_url, [now - DAY - MOMENT * number for number in range(2000)])
     with closing(Database(database_url)) as database:
-        deleting = delete_older(database, now)
+        deleting = delete_older(database, age_of(now))
         next(deleting)
-        put_streams(database_url, ("late", now - 2 * DAY, "CONNECTED"))
-        assert sum(count for _, count in deleting) == 1000
-        assert len(column(database_url, events, "job_id")) == 1
+        put_jobs(database_url, late=[(now - 2 * DAY, "CONNECTED")])
+        assert sum(count for table, count in deleting if table == "events") == 1000
         assert column(database_url, jobs, "job_id") == ["late"]
-        assert sum(count for table, count in delete_older(database, now) if table == "events") == 1
+        assert sum(count for table, count in delete_older(database, age_of(now)) if table == "events") == 1
     assert column(database_url, jobs, "job_id") == []

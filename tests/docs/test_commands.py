@@ -46,6 +46,16 @@ def test_history(receiver: Process) -> None:
     assert re.search(r"^ {8}[=.-]{60}$", drawn, flags=re.MULTILINE)
 
 
+def test_delete(receiver: Process) -> None:
+    """Both commands take a job's whole id; without a terminal the second says what to give."""
+    (block,) = blocks("docs/how-to/operate.md", "Delete all that is stored of a job")
+    count, delete = block.text.splitlines()
+    (job,) = {row["job_id"] for row in receiver.rows("SELECT DISTINCT job_id FROM events WHERE state = 'END'")}
+    named = count.split()[2]
+    assert told(receiver, count.replace(named, job)).startswith("Would delete 29 events")
+    assert "--yes" in told(receiver, delete.replace(named, job), exit_code=2)
+
+
 def test_doctor(receiver: Process) -> None:
     """What was rejected last is explained, and the made-up signature of the page, whose command fails."""
     of_last, captured = blocks("docs/how-to/operate.md", "Find out why a callback was rejected")
@@ -68,7 +78,7 @@ def test_prune(receiver: Process) -> None:
     (block,) = blocks("docs/how-to/prune.md")
     shown = told(receiver, block.text)
     for done in ("Would delete", "Deleted"):
-        assert f"{done} 0 events, 0 quarantined, 0 streams older than 90d." in shown
+        assert f"{done} 0 events, 0 quarantined, 0 streams, 0 jobs older than 90d." in shown
 
 
 def test_certificate(receiver: Process) -> None:

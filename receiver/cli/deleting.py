@@ -1,0 +1,89 @@
+"""Commands that delete what is stored."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from receiver.cli.options import config_option, open_database, read_settings
+from receiver.cli.terminal import printable
+from receiver.database import delete
+from receiver.database.prune import Age, count_older, delete_older
+
+_STALE_AFTER = 43200  # seconds
+
+
+def _read_age(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, timedelta]:
+    match = re.fullmatch(r"([0-9]{1,5})([dh])", value)
+    if match is None:
+        raise click.BadParameter("is not a number of days or hours, such as 90d or 12h")
+    return value, timedelta(**{{"d": "days", "h": "hours"}[match[2]]: int(match[1])})
+
+
+@click.command()
+@config_option
+@click.option("--older-than", "age", required=True, callback=_read_age, help="Such as 90d or 12h.")
+@click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
+def prune(age: tuple[str, timedelta], *, dry_run: bool) -> None:
+    """Delete old jobs with all their events, and quarantined deliveries, in batches.
+
+    A job is old when its last event is; one that still runs is not. Safe beside a running receiver.
+    """
+    database = open_database()
+    now = datetime.now(UTC)
+    old = Age(before=now - age[1], stale=now - timedelta(seconds=_STALE_AFTER))
+    older = count_older(database, old)
+    deleted = older if dry_run else dict.fromkeys(older, 0)
+    if not dry_run:
+        with Progress(transient=True, console=Console(stderr=True)) as progress:
+            bar = progress.add_task("Deleting", total=sum(older.values()))
+            for table, count in delete_older(database, old):
+                deleted[table] += count
+                progress.advance(bar, count)
+    click.echo(f"{'Would delete' if dry_run else 'Deleted'} {_counted(deleted)} older than {age[0]}.")
+
+
+@click.command("delete")
+@config_option
+@click.argument("job")
+@click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete_job(job: str, *, dry_run: bool, yes: bool) -> None:
+    """Delete all that is stored of one JOB, named by its whole id.
+
+    That is its events, its state, and quarantined deliveries that name it. Asks before it does so. Safe beside a
+    running receiver, which may store more of the job afterwards.
+    """
+    database = open_database()
+    stored = delete.count_job(database, job)
+    if not any(stored.values()):
+        raise click.ClickException(f"nothing is stored of a job with the id {printable(job)}: give the whole id")
+    if dry_run:
+        click.echo(f"Would delete {_counted(stored)} of job {printable(job)}.")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("there is no terminal to ask on: give --yes, or --dry-run first")
+        click.confirm(f"Delete {_counted(stored)} of job {printable(job)}?", abort=True)
+    deleted = dict.fromkeys(stored, 0)
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("Deleting", total=sum(stored.values()))
+        for table, count in delete.delete_job(database, job):
+            deleted[table] += count
+            progress.advance(bar, count)
+    click.echo(f"Deleted {_counted(deleted)} of job {printable(job)}.")
+    click.echo(
+        "A receiver offers what its journal still holds to the database again after an outage: do this again"
+        f" {read_settings().journal_keep:g} seconds (journal_keep) after the job's last event."
+    )
+
+
+def _counted(rows: Mapping[str, int]) -> str:
+    """Numbers of rows by table, in words."""
+    return ", ".join(f"{count} {'quarantined' if table == 'quarantine' else table}" for table, count in rows.items())
