@@ -32,6 +32,9 @@ def upgrade() -> None:
     # Of one event in a hundred: so the states of a month are found without reading its paragraphs.
     has_state = sa.text("state IS NOT NULL")
     op.create_index("events_states_sent_at", "events", ["sent_at"], sqlite_where=has_state, postgresql_where=has_state)
+    # On SQLite the id is the row's own number.
+    if op.get_context().dialect.name == "postgresql":
+        op.create_index("events_id", "events", ["id"])
     for name in _CHANGED:
         op.execute(f"DROP VIEW {name}")
     for name in (*_VIEWS, "set_streams"):

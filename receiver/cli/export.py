@@ -14,9 +14,9 @@ from receiver.cli.terminal import printable
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a text that begins so
 
 
-def as_json(value: object) -> str:
-    """JSON, indented. What would control a terminal is escaped, so that it may be printed on one."""
-    text = json.dumps(value, ensure_ascii=False, indent=2, default=_time)
+def as_json(value: object, *, indent: int | None = 2) -> str:
+    """JSON, without indent in one line. What would control a terminal is escaped, so that it may be printed on one."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_time)
     return "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
 
 

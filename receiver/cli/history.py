@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import re
+import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
 import click
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.cli.export import as_csv, as_json
 from receiver.cli.options import config_option, open_database
 from receiver.cli.terminal import printable
-from receiver.cli.timeline import draw_job, draw_jobs
+from receiver.cli.timeline import draw_event, draw_job, draw_jobs
 from receiver.database.database import Database
+from receiver.database.errors import problem_of
+from receiver.database.follow import SHOWN, Follower
 from receiver.database.history import TIMELINE, UnknownJobError, find_job, job_history, latest_jobs
 from receiver.database.insert import Row
 from receiver.database.schema import live_jobs
 
 _NO_TERMINAL = 10_000  # columns
+_PAUSE = 1.0  # seconds between two looks at the database
 
 
 def _read_since(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> datetime | None:
@@ -28,8 +35,8 @@ def _read_since(_ctx: click.Context, _parameter: click.Parameter, value: str | N
         if match is not None:
             unit = {"d": "days", "h": "hours", "m": "minutes"}[match[2]]
             return datetime.now(UTC) - timedelta(**{unit: int(match[1])})
-        time = datetime.fromisoformat(value)
-        return (time.replace(tzinfo=UTC) if time.tzinfo is None else time).astimezone(UTC)
+        moment = datetime.fromisoformat(value)
+        return (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).astimezone(UTC)
     except (ValueError, OverflowError):
         raise click.BadParameter("is neither an age, such as 12h, 7d or 30m, nor a time, such as 2026-03-01") from None
 
@@ -39,9 +46,12 @@ def _read_since(_ctx: click.Context, _parameter: click.Parameter, value: str | N
 @click.argument("job", default="")
 @click.option("--room", default="", help="Only jobs of this room.")
 @click.option("--since", callback=_read_since, help="An age, such as 12h or 7d, or a time in UTC, such as 2026-03-01.")
-@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@click.option("--follow", is_flag=True, help="Print what is stored from now on, a line an event, until Ctrl-C.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON; with --follow a line an event.")
 @click.option("--csv", "csv_", is_flag=True, help="Print CSV. A text that begins like a formula gets a ' before it.")
-def history(job: str, room: str, since: datetime | None, *, json_: bool, csv_: bool) -> None:
+def history(  # noqa: PLR0913 (the command's options)
+    job: str, room: str, since: datetime | None, *, follow: bool, json_: bool, csv_: bool
+) -> None:
     """Show the latest jobs, or all that happened in one JOB.
 
     The beginning of an id is enough. Without --since it is the 20 latest jobs, or the whole of the one. All times
@@ -49,7 +59,12 @@ def history(job: str, room: str, since: datetime | None, *, json_: bool, csv_: b
     """
     if json_ and csv_:
         raise click.UsageError("--json or --csv, not both")
+    if follow and (csv_ or since is not None or room):
+        raise click.UsageError("--follow goes with JOB and --json only")
     database = open_database()
+    if follow:
+        _follow(database, _find(database, job) if job else None, json_=json_)
+        return
     with database.reading() as connection:
         if not job:
             jobs = latest_jobs(connection, room=room, since=since)
@@ -65,6 +80,37 @@ def history(job: str, room: str, since: datetime | None, *, json_: bool, csv_: b
         click.echo(as_csv(TIMELINE, found.timeline), nl=False)
     else:
         draw_job(_console(), found, datetime.now(UTC))
+
+
+def _find(database: Database, job: str) -> str:
+    with database.reading() as connection:
+        try:
+            return find_job(connection, job)
+        except UnknownJobError as error:
+            raise click.ClickException(printable(error)) from error
+
+
+def _follow(database: Database, job_id: str | None, *, json_: bool) -> None:
+    console = _console()
+    with suppress(KeyboardInterrupt):  # is how it ends
+        follower, is_down = Follower(database, job_id=job_id), False
+        click.echo("Showing what is stored from now on, until Ctrl-C.", err=True)
+        while True:
+            time.sleep(_PAUSE)
+            try:
+                for row in chain.from_iterable(follower.new()):
+                    if json_:
+                        click.echo(as_json({name: row[name] for name in SHOWN}, indent=None))
+                    else:
+                        draw_event(console, row, with_job=job_id is None)
+            except SQLAlchemyError as error:
+                if not is_down:
+                    click.echo(f"The database does not answer, trying again: {printable(problem_of(error))}", err=True)
+                is_down = True
+            else:
+                if is_down:
+                    click.echo("The database answers again.", err=True)
+                is_down = False
 
 
 def show_job(database: Database, job_id: str) -> None:

@@ -20,6 +20,7 @@ _LONGEST = 200  # characters that a line takes on a terminal
 _BAR = 60  # characters
 _ALL = 0.999  # of a character's time
 _LONG = 1000  # hours
+_PLAYED = (EventType.SHOOT_SCRIPT_SWITCH, EventType.REPLY_COMMAND_FINISH)
 _COLOURS = {StreamState.CONNECTED: "green", StreamState.CONNECTING: "yellow", StreamState.END: "dim"}
 _NOT_CONNECTED = "red"
 
@@ -45,6 +46,19 @@ def draw_jobs(console: Console, jobs: Sequence[Row]) -> None:
         )
     console.print(table)
     console.print(Text("rec.: reconnects, par.: paragraphs, rep.: replies", style="dim"))
+
+
+def draw_event(console: Console, row: Row, *, with_job: bool) -> None:
+    """Print one event in a line: when it was sent, its job, and what it was."""
+    if row["state"] is not None:
+        what = _state(row["state"])
+        what.append(f" {printable(row['output_url'])}" if row["output_url"] else "", style="default")
+    elif row["event_type"] in _PLAYED:
+        what = Text(printable(_played(row)))
+    else:
+        what = Text(printable(row["event_type"]))
+    job = Text.assemble(_id(row["job_id"], whole=not console.is_terminal), "  ") if with_job else ""
+    console.print(Text.assemble(_time(row["sent_at"]), "  ", job, what), soft_wrap=True)
 
 
 def draw_job(console: Console, history: JobHistory, now: datetime) -> None:
