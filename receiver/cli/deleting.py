@@ -16,8 +16,6 @@ from receiver.cli.terminal import printable
 from receiver.database import delete
 from receiver.database.prune import Age, count_older, delete_older
 
-_STALE_AFTER = 43200  # seconds
-
 
 def _read_age(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, timedelta]:
     match = re.fullmatch(r"([0-9]{1,5})([dh])", value)
@@ -37,7 +35,8 @@ def prune(age: tuple[str, timedelta], *, dry_run: bool) -> None:
     """
     database = open_database()
     now = datetime.now(UTC)
-    old = Age(before=now - age[1], stale=now - timedelta(seconds=_STALE_AFTER))
+    stale = now.timestamp() - read_settings().stream_stale_after
+    old = Age(before=now - age[1], stale=datetime.fromtimestamp(max(stale, 0), UTC))
     older = count_older(database, old)
     deleted = older if dry_run else dict.fromkeys(older, 0)
     if not dry_run:

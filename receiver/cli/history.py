@@ -125,7 +125,7 @@ def _print_jobs(jobs: list[Row], *, json_: bool, csv_: bool) -> None:
     elif csv_:
         click.echo(as_csv(live_jobs.c.keys(), jobs), nl=False)
     elif jobs:
-        draw_jobs(_console(), jobs)
+        draw_jobs(_console(), jobs, datetime.now(UTC))
     else:
         click.echo("There are no such jobs.")
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from itertools import pairwise
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from receiver.cli.terminal import printable
-from receiver.database.history import JobHistory
+from receiver.database.history import JobHistory, connected_seconds, lasts_until
 from receiver.database.insert import Row
 from receiver.protocol.events import EventType, StreamState
 
@@ -25,8 +24,8 @@ _COLOURS = {StreamState.CONNECTED: "green", StreamState.CONNECTING: "yellow", St
 _NOT_CONNECTED = "red"
 
 
-def draw_jobs(console: Console, jobs: Sequence[Row]) -> None:
-    """Print rows of `live_jobs`, a line each; whole ids where it is no terminal."""
+def draw_jobs(console: Console, jobs: Sequence[Row], now: datetime) -> None:
+    """Print rows of `live_jobs`, a line each; whole ids where it is no terminal. `now` is where what lasts ends."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("job", no_wrap=True)
     table.add_column("room", no_wrap=True)
@@ -39,9 +38,9 @@ def draw_jobs(console: Console, jobs: Sequence[Row]) -> None:
         since = row["state_since"] or row["last_event_at"]
         table.add_row(
             *(_id(row[name], whole=not console.is_terminal) for name in ("job_id", "room_id")),
-            _state(row["state"]),
+            Text("stale", style=_NOT_CONNECTED) if row["stale"] else _state(row["state"]),
             _time(since),
-            _duration(row["connected_seconds"]),
+            _duration(connected_seconds(row, now)),
             *(str(row[name]) for name in ("reconnects", "paragraphs", "replies")),
         )
     console.print(table)
@@ -63,10 +62,10 @@ def draw_event(console: Console, row: Row, *, with_job: bool) -> None:
 
 def draw_job(console: Console, history: JobHistory, now: datetime) -> None:
     """Print one job: its totals, a bar of when it was connected, and its timeline. `now` is where what lasts ends."""
-    job, sessions, timeline = history
-    for name, value in _totals(job, sessions, now):
+    job, sessions, timeline, outages = history
+    for name, value in _totals(job, outages, now):
         console.print(Text.assemble((f"{name:<8}", "bold"), value), soft_wrap=True)
-    bar = _bar(sessions, job["first_event_at"], job["last_event_at"])
+    bar = _bar(sessions, job["first_event_at"], lasts_until(job, now))
     if bar is not None:
         console.print(bar, soft_wrap=True)
     console.print()
@@ -84,25 +83,27 @@ def draw_job(console: Console, history: JobHistory, now: datetime) -> None:
     console.print(table)
 
 
-def _totals(job: Row, sessions: Sequence[Row], now: datetime) -> Iterator[tuple[str, Text | str]]:
+def _totals(job: Row, outages: Sequence[Row], now: datetime) -> Iterator[tuple[str, Text | str]]:
     yield "job", printable(job["job_id"])
     yield "room", printable(job["room_id"] or "-")
     state = _state(job["state"])
     if job["state"] is not None:
         ago = f", {_duration(_since(job['state_since'], now))} ago" if job["state"] != StreamState.END else ""
+        ago += "; stale: it is not known whether it still runs" if job["stale"] else ""
         state.append(f" since {_time(job['state_since'])} UTC{ago}", style="default")
     yield "state", state
     first, last = job["first_event_at"], job["last_event_at"]
     length = _duration((last - first).total_seconds())
     yield "events", f"{job['events']} in {length}, {_time(first)} to {_time(last)}"
-    gaps = [(after["connected_at"] - before["disconnected_at"]).total_seconds() for before, after in pairwise(sessions)]
-    down = f"; down {_duration(sum(gaps))}, at most {_duration(max(gaps))} at once" if any(gaps) else ""
-    yield "stream", f"connected {_duration(job['connected_seconds'])}; reconnects {job['reconnects']}{down}"
+    until = lasts_until(job, now)
+    down = [((one["down_to"] or until) - one["down_from"]).total_seconds() for one in outages]
+    lost = f"; down {_duration(sum(down))}, at most {_duration(max(down))} at once" if any(down) else ""
+    yield "stream", f"connected {_duration(connected_seconds(job, now))}; reconnects {job['reconnects']}{lost}"
     yield "script", f"paragraphs {job['paragraphs']}; replies {job['replies']}"
 
 
 def _bar(sessions: Sequence[Row], first: datetime, last: datetime) -> Text | None:
-    """The time from the first event to the last one: `=` connected, `-` for a part of it, `.` not at all."""
+    """The time from the first event to the last one, or to now: `=` connected, `-` for a part of it, `.` not at all."""
     step = (last - first) / _BAR
     if step <= timedelta(0):
         return None
@@ -137,14 +138,16 @@ def _lasted(row: Row, job: Row, now: datetime) -> str:
         return ""
     if row["ended_at"] is not None:
         return _duration(row["duration_seconds"])
-    return "" if job["state"] == StreamState.END else f"{_duration(_since(row['at'], now))}+"
+    has_ended = job["stale"] or job["state"] == StreamState.END
+    return "" if has_ended else f"{_duration(_since(row['at'], now))}+"
 
 
 def _played(row: Row) -> str:
     if row["event_type"] == EventType.REPLY_COMMAND_FINISH:
         return f"reply {row['reply_id'] or ''}"
     paragraph = (row["shoot_script_sequence_no"], row["shoot_script_title"])
-    parts = (row["scene_script_name"], " ".join(str(one) for one in paragraph if one is not None))
+    title = " ".join(str(one) for one in paragraph if one is not None)
+    parts = (row["scene_script_name"], title, row["product_title"] or row["product_id"])
     return " · ".join(filter(None, parts)) or "a paragraph"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, select, true
@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, func, select, t
 from receiver.database import schema
 from receiver.database.insert import Row
 from receiver.database.schema import jobs, live_jobs
-from receiver.protocol.events import EventType
+from receiver.protocol.events import EventType, StreamState
 
 LATEST = 20
 TIMELINE = (
@@ -25,6 +25,9 @@ TIMELINE = (
     "shoot_script_sequence_no",
     "shoot_script_title",
     "reply_id",
+    "live_id",
+    "product_id",
+    "product_title",
 )
 _CANDIDATES = 10  # that an error names
 _IDS_A_QUERY = 500  # far below the number of parameters that a database takes
@@ -35,7 +38,7 @@ class UnknownJobError(Exception):
 
 
 class JobHistory(NamedTuple):
-    """One job: its row of `live_jobs`, its rows of `stream_sessions`, and its timeline, in order of time.
+    """One job: its row of `live_jobs`, its sessions and outages, and its timeline, in order of time.
 
     A row of the timeline has the columns of `TIMELINE`, and is a state, which lasts until the next one, a paragraph of
     `script_timeline`, or a reply, which takes no time.
@@ -44,6 +47,7 @@ class JobHistory(NamedTuple):
     live_job: Row
     stream_sessions: list[Row]
     timeline: list[Row]
+    stream_outages: list[Row]
 
 
 def latest_jobs(connection: Connection, *, room: str = "", since: datetime | None = None) -> list[Row]:
@@ -84,14 +88,14 @@ def job_history(connection: Connection, job_id: str, *, since: datetime | None =
     Raises `UnknownJobError` where no event of the job is left.
     """
 
-    def rows(view: Table, began: str, then: str) -> list[Row]:
-        ordered = select(view).where(view.c.job_id == job_id).order_by(view.c[began], view.c[then].nulls_last())
+    def rows(view: Table, *order: str) -> list[Row]:
+        ordered = select(view).where(view.c.job_id == job_id).order_by(*(view.c[name].nulls_last() for name in order))
         return _rows(connection, ordered)
 
     found = _rows(connection, select(live_jobs).where(live_jobs.c.job_id == job_id))
     if not found:  # it was pruned a moment ago
         raise UnknownJobError(f"nothing is left of job {job_id}")
-    states = rows(schema.rtmp_stream_state_change, "sent_at", "received_at")
+    states = rows(schema.rtmp_stream_state_change, "sent_at", "place_in_second", "received_at")
     state_ends = [row["sent_at"] for row in states[1:]] + [None]
     paragraphs = rows(schema.script_timeline, "started_at", "ended_at")
     replies = rows(schema.reply_command_finish, "sent_at", "received_at")
@@ -106,7 +110,23 @@ def job_history(connection: Connection, job_id: str, *, since: datetime | None =
     ]
     shown = [row for row in timeline if since is None or row["ended_at"] is None or row["ended_at"] >= since]
     sessions = rows(schema.stream_sessions, "connected_at", "disconnected_at")
-    return JobHistory(found[0], sessions, sorted(shown, key=lambda row: row["at"]))
+    outages = rows(schema.stream_outages, "down_from", "down_to")
+    return JobHistory(found[0], sessions, sorted(shown, key=lambda row: row["at"]), outages)
+
+
+def lasts_until(job: Row, now: datetime) -> datetime:
+    """Up to when what has not ended counts: of a job without END now, unless it is stale; else its latest event."""
+    latest: datetime = job["last_event_at"]
+    return latest if job["state"] == StreamState.END or job["stale"] else max(now, latest)
+
+
+def connected_seconds(job: Row, now: datetime) -> float:
+    """How long a job was connected, with a session that lasts: `live_jobs` counts that up to the latest event."""
+    seconds: float = job["connected_seconds"]
+    if job["connected_since"] is None:
+        return seconds
+    more: timedelta = lasts_until(job, now) - job["last_event_at"]
+    return seconds + more.total_seconds()
 
 
 def _moment(event_type: EventType, at: datetime, ended_at: datetime | None, row: Row) -> Row:

@@ -68,7 +68,7 @@ def migrated(url: str) -> str:
 def emptied(url: str) -> str:
     engine = create_engine(url)
     with engine.begin() as connection:
-        for table in schema.metadata.sorted_tables:
+        for table in (schema.events, schema.quarantine, schema.streams, schema.jobs):
             connection.execute(delete(table))
     engine.dispose()
     return url
@@ -150,7 +150,7 @@ def test_job(database_url: str) -> None:
         f"room    {ROOM}",
         "state   END since 2026-03-01 13:00:00 UTC",
         "events  8 in 1:00:00, 2026-03-01 12:00:00 to 2026-03-01 13:00:00",
-        "stream  connected 0:59:43; reconnects 1; down 0:00:15, at most 0:00:15 at once",
+        "stream  connected 0:59:43; reconnects 1; down 0:00:17, at most 0:00:15 at once",
         "script  paragraphs 2; replies 1",
         "        -" + "=" * 59,
         "",
@@ -171,8 +171,66 @@ def test_running_job(sqlite_url: str) -> None:
     put(sqlite_url, *LIVESTREAM[:3], began=began)
     shown = plain(printed(sqlite_url, JOB))
     assert re.search(r"^state   CONNECTED since .* UTC, (2:00|1:59):.* ago$", shown[2])
+    assert re.search(
+        r"^stream  connected (2:00|1:59):\d\d; reconnects 0; down 0:00:02, at most 0:00:02 at once$", shown[4]
+    )
+    assert shown[6].strip() == "-" + "=" * 59
+    _, line, _ = printed(sqlite_url).splitlines()
+    assert re.search(r" CONNECTED .* (2:00|1:59):\d\d +0 +1 +0$", line)
     assert re.search(r"(2:00|1:59):\d\d\+  CONNECTED$", shown[-2])
     assert re.search(r"(2:00|1:59):\d\d\+    \| 春季新茶", shown[-1])
+
+
+def test_job_that_is_down(database_url: str) -> None:
+    """What is down now counts as down up to now, and not as connected."""
+    began = datetime.now(UTC) - timedelta(hours=2, seconds=1)
+    put(database_url, *LIVESTREAM[:5], began=began)
+    shown = plain(printed(database_url, JOB))
+    down = r"(2:00|1:59):\d\d"
+    assert re.search(
+        rf"^stream  connected 0:00:38; reconnects 0; down {down}, at most (1:59|1:58):\d\d at once$", shown[4]
+    )
+    assert shown[6].strip() == "-" + "." * 59
+    _, line, _ = printed(database_url).splitlines()
+    assert " DISCONNECTED " in line
+    assert line.split()[-4] == "0:00:38"
+
+
+def test_stale_job(database_url: str) -> None:
+    """A job without END whose last event is long ago is said to be stale, and counts up to that event."""
+    put(database_url, *LIVESTREAM[:7])
+    lines = plain(printed(database_url, JOB))
+    assert re.search(r"^state   CONNECTED since .* ago; stale: it is not known whether it still runs$", lines[2])
+    assert lines[4] == "stream  connected 0:00:38; reconnects 1; down 0:00:17, at most 0:00:15 at once"
+    assert lines[-1] == "2026-03-01 12:00:55             CONNECTED"
+    _, line, _ = printed(database_url).splitlines()
+    assert line.split()[2:] == ["stale", "2026-03-01", "12:00:55", "0:00:38", "1", "2", "1"]
+    (job,) = json.loads(printed(database_url, "--json"))
+    assert job["stale"] is True
+
+
+def test_outages(database_url: str) -> None:
+    """Downtime is that of stream_outages: before the first connection too, and until another URL is connected."""
+    url = {"output_url": "rtmp://other/"}
+    moments = [(0, "CONNECTING"), (60, "END"), (70, "RECONNECTING"), (80, "DISCONNECTED"), (100, "CONNECTED")]
+    changes = [(at, STATE, {"state": state}) for at, state in moments]
+    put(database_url, *changes, (120, STATE, {"state": "CONNECTED"} | url), (125, STATE, {"state": "END"}))
+    assert "down 0:01:30, at most 0:01:00 at once" in printed(database_url, JOB)
+    found = json.loads(printed(database_url, JOB, "--json"))["stream_outages"]
+    assert [(row["began_with"], row["duration_seconds"]) for row in found] == [("CONNECTING", 60), ("RECONNECTING", 30)]
+
+
+def test_product(sqlite_url: str) -> None:
+    """The product of a paragraph is shown behind it, by its title or else its id."""
+    put(
+        sqlite_url,
+        (0, SCRIPT, {"shoot_script_title": "开场", "product_id": "7", "product_title": "杯子"}),
+        (9, SCRIPT, {"shoot_script_title": "特点", "product_id": "8"}),
+    )
+    first, second = plain(printed(sqlite_url, JOB))[-2:]
+    assert first.endswith("开场 · 杯子")
+    assert second.endswith("特点 · 8")
+    assert json.loads(printed(sqlite_url, JOB, "--json"))["timeline"][0]["product_id"] == "7"
 
 
 def test_job_of_one_event(sqlite_url: str) -> None:
@@ -276,6 +334,9 @@ def test_json(database_url: str) -> None:
         "shoot_script_sequence_no": 1,
         "shoot_script_title": "开场介绍",
         "reply_id": None,
+        "live_id": None,
+        "product_id": None,
+        "product_title": None,
     }
     assert json.loads(printed(database_url, "--json", "--since", "1h")) == []
 
