@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +15,7 @@ from receiver.cli.deleting import delete_job, prune
 from receiver.cli.doctor import doctor
 from receiver.cli.history import history
 from receiver.cli.options import config_option
+from receiver.cli.report import show_report
 from receiver.cli.sending import send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
 from receiver.cli.terminal import printable
@@ -31,6 +34,9 @@ class _Group(click.Group):
     """Says what is wrong in one line, without a traceback, and with nothing in it that controls a terminal."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a locale may know no Chinese; in JSON these are escapes
         try:
             return super().invoke(ctx)
         except _KNOWN_ERRORS as error:
@@ -66,6 +72,7 @@ for _command in (
     send,
     serve,
     show_config,
+    show_report,
     simulate,
 ):
     main.add_command(_command)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 import time
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import chain
 
 import click
-from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.cli.export import as_csv, as_json
 from receiver.cli.options import config_option, open_database
-from receiver.cli.terminal import printable
+from receiver.cli.terminal import printable, terminal
 from receiver.cli.timeline import draw_event, draw_job, draw_jobs
 from receiver.database.database import Database
 from receiver.database.errors import problem_of
@@ -23,22 +22,29 @@ from receiver.database.history import TIMELINE, UnknownJobError, find_job, job_h
 from receiver.database.insert import Row
 from receiver.database.schema import live_jobs
 
-_NO_TERMINAL = 10_000  # columns
 _PAUSE = 1.0  # seconds between two looks at the database
+
+
+def read_moment(value: str, zone: tzinfo, now: datetime) -> datetime | None:
+    """The time that an age or a time means; None where it is neither. A time without an offset is one of `zone`."""
+    match = re.fullmatch(r"([0-9]{1,5})([dhm])", value)
+    try:
+        if match is not None:
+            unit = {"d": "days", "h": "hours", "m": "minutes"}[match[2]]
+            return now - timedelta(**{unit: int(match[1])})
+        moment = datetime.fromisoformat(value)
+        return (moment.replace(tzinfo=zone) if moment.tzinfo is None else moment).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _read_since(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> datetime | None:
     if value is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,5})([dhm])", value)
-    try:
-        if match is not None:
-            unit = {"d": "days", "h": "hours", "m": "minutes"}[match[2]]
-            return datetime.now(UTC) - timedelta(**{unit: int(match[1])})
-        moment = datetime.fromisoformat(value)
-        return (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise click.BadParameter("is neither an age, such as 12h, 7d or 30m, nor a time, such as 2026-03-01") from None
+    moment = read_moment(value, UTC, datetime.now(UTC))
+    if moment is None:
+        raise click.BadParameter("is neither an age, such as 12h, 7d or 30m, nor a time, such as 2026-03-01")
+    return moment
 
 
 @click.command()
@@ -79,7 +85,7 @@ def history(  # noqa: PLR0913 (the command's options)
     elif csv_:
         click.echo(as_csv(TIMELINE, found.timeline), nl=False)
     else:
-        draw_job(_console(), found, datetime.now(UTC))
+        draw_job(terminal(), found, datetime.now(UTC))
 
 
 def _find(database: Database, job: str) -> str:
@@ -91,7 +97,7 @@ def _find(database: Database, job: str) -> str:
 
 
 def _follow(database: Database, job_id: str | None, *, json_: bool) -> None:
-    console = _console()
+    console = terminal()
     with suppress(KeyboardInterrupt):  # is how it ends
         follower, is_down = Follower(database, job_id=job_id), False
         click.echo("Showing what is stored from now on, until Ctrl-C.", err=True)
@@ -116,7 +122,7 @@ def _follow(database: Database, job_id: str | None, *, json_: bool) -> None:
 def show_job(database: Database, job_id: str) -> None:
     """Print all that happened in a job, as `receiver history` does."""
     with database.reading() as connection:
-        draw_job(_console(), job_history(connection, job_id), datetime.now(UTC))
+        draw_job(terminal(), job_history(connection, job_id), datetime.now(UTC))
 
 
 def _print_jobs(jobs: list[Row], *, json_: bool, csv_: bool) -> None:
@@ -125,12 +131,6 @@ def _print_jobs(jobs: list[Row], *, json_: bool, csv_: bool) -> None:
     elif csv_:
         click.echo(as_csv(live_jobs.c.keys(), jobs), nl=False)
     elif jobs:
-        draw_jobs(_console(), jobs, datetime.now(UTC))
+        draw_jobs(terminal(), jobs, datetime.now(UTC))
     else:
         click.echo("There are no such jobs.")
-
-
-def _console() -> Console:
-    """The terminal; where it is none, one so wide that nothing is cut off."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_NO_TERMINAL)

@@ -1,8 +1,18 @@
-"""Text from outside, made safe to print on a terminal."""
+"""The terminal, and text from outside made safe to print on it."""
 
 from __future__ import annotations
+
+from rich.console import Console
+
+_NO_TERMINAL = 10_000  # columns
 
 
 def printable(value: object) -> str:
     """The text of `value` with each character that could control a terminal replaced by U+FFFD."""
     return "".join(character if character.isprintable() else "�" for character in str(value))
+
+
+def terminal() -> Console:
+    """The terminal; where it is none, one so wide that nothing is cut off."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_NO_TERMINAL)

@@ -37,10 +37,10 @@ def draw_jobs(console: Console, jobs: Sequence[Row], now: datetime) -> None:
     for row in jobs:
         since = row["state_since"] or row["last_event_at"]
         table.add_row(
-            *(_id(row[name], whole=not console.is_terminal) for name in ("job_id", "room_id")),
+            *(short_id(row[name], whole=not console.is_terminal) for name in ("job_id", "room_id")),
             Text("stale", style=_NOT_CONNECTED) if row["stale"] else _state(row["state"]),
             _time(since),
-            _duration(connected_seconds(row, now)),
+            duration(connected_seconds(row, now)),
             *(str(row[name]) for name in ("reconnects", "paragraphs", "replies")),
         )
     console.print(table)
@@ -56,7 +56,7 @@ def draw_event(console: Console, row: Row, *, with_job: bool) -> None:
         what = Text(printable(_played(row)))
     else:
         what = Text(printable(row["event_type"]))
-    job = Text.assemble(_id(row["job_id"], whole=not console.is_terminal), "  ") if with_job else ""
+    job = Text.assemble(short_id(row["job_id"], whole=not console.is_terminal), "  ") if with_job else ""
     console.print(Text.assemble(_time(row["sent_at"]), "  ", job, what), soft_wrap=True)
 
 
@@ -70,16 +70,16 @@ def draw_job(console: Console, history: JobHistory, now: datetime) -> None:
         console.print(bar, soft_wrap=True)
     console.print()
     if not console.is_terminal:
-        for at, duration, what in _lines(timeline, job, now):
-            console.print(Text.assemble(_time(at), f"  {duration:>9}  ", what), soft_wrap=True)
+        for at, lasted, what in _lines(timeline, job, now):
+            console.print(Text.assemble(_time(at), f"  {lasted:>9}  ", what), soft_wrap=True)
         return
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, justify="right", style="dim")
     table.add_column(overflow="fold")
-    for at, duration, what in _lines(timeline, job, now):
+    for at, lasted, what in _lines(timeline, job, now):
         what.truncate(_LONGEST, overflow="ellipsis")
-        table.add_row(f"{at:%m-%d %H:%M:%S}", duration, what)
+        table.add_row(f"{at:%m-%d %H:%M:%S}", lasted, what)
     console.print(table)
 
 
@@ -88,17 +88,17 @@ def _totals(job: Row, outages: Sequence[Row], now: datetime) -> Iterator[tuple[s
     yield "room", printable(job["room_id"] or "-")
     state = _state(job["state"])
     if job["state"] is not None:
-        ago = f", {_duration(_since(job['state_since'], now))} ago" if job["state"] != StreamState.END else ""
+        ago = f", {duration(_since(job['state_since'], now))} ago" if job["state"] != StreamState.END else ""
         ago += "; stale: it is not known whether it still runs" if job["stale"] else ""
         state.append(f" since {_time(job['state_since'])} UTC{ago}", style="default")
     yield "state", state
     first, last = job["first_event_at"], job["last_event_at"]
-    length = _duration((last - first).total_seconds())
+    length = duration((last - first).total_seconds())
     yield "events", f"{job['events']} in {length}, {_time(first)} to {_time(last)}"
     until = lasts_until(job, now)
     down = [((one["down_to"] or until) - one["down_from"]).total_seconds() for one in outages]
-    lost = f"; down {_duration(sum(down))}, at most {_duration(max(down))} at once" if any(down) else ""
-    yield "stream", f"connected {_duration(connected_seconds(job, now))}; reconnects {job['reconnects']}{lost}"
+    lost = f"; down {duration(sum(down))}, at most {duration(max(down))} at once" if any(down) else ""
+    yield "stream", f"connected {duration(connected_seconds(job, now))}; reconnects {job['reconnects']}{lost}"
     yield "script", f"paragraphs {job['paragraphs']}; replies {job['replies']}"
 
 
@@ -137,9 +137,9 @@ def _lasted(row: Row, job: Row, now: datetime) -> str:
     if row["event_type"] == EventType.REPLY_COMMAND_FINISH:
         return ""
     if row["ended_at"] is not None:
-        return _duration(row["duration_seconds"])
+        return duration(row["duration_seconds"])
     has_ended = job["stale"] or job["state"] == StreamState.END
-    return "" if has_ended else f"{_duration(_since(row['at'], now))}+"
+    return "" if has_ended else f"{duration(_since(row['at'], now))}+"
 
 
 def _played(row: Row) -> str:
@@ -151,7 +151,8 @@ def _played(row: Row) -> str:
     return " · ".join(filter(None, parts)) or "a paragraph"
 
 
-def _id(value: str | None, *, whole: bool) -> Text:
+def short_id(value: str | None, *, whole: bool) -> Text:
+    """An id, on a terminal as much of it as is enough to ask for it."""
     return Text(printable((value or "-") if whole else (value or "-")[:_SHORT_ID]))
 
 
@@ -167,7 +168,8 @@ def _since(time: datetime, now: datetime) -> float:
     return max((now - time).total_seconds(), 0)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as 1:02:03."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     if hours >= _LONG:

@@ -115,7 +115,7 @@ def _type(column: str) -> type[UTCDateTime | sa.Boolean] | None:
 _IDS = "id endpoint room_id job_id sent_at received_at"
 _PARAGRAPH = "scene_script_name shoot_script_sequence_no shoot_script_title"
 _PRODUCT = "live_id product_id product_title"
-_view("shoot_script_switch", f"{_IDS} {_PARAGRAPH} {_PRODUCT}")
+shoot_script_switch = _view("shoot_script_switch", f"{_IDS} {_PARAGRAPH} {_PRODUCT}")
 rtmp_stream_state_change = _view("rtmp_stream_state_change", f"{_IDS} output_url state place_in_second")
 reply_command_finish = _view("reply_command_finish", f"{_IDS} reply_id")
 stream_sessions = _view(

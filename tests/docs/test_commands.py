@@ -46,6 +46,14 @@ def test_history(receiver: Process) -> None:
     assert re.search(r"^ {8}[=.-]{60}$", drawn, flags=re.MULTILINE)
 
 
+def test_report(receiver: Process) -> None:
+    """Both commands end well, and the second has the livestream in its total."""
+    (block,) = blocks("docs/how-to/operate.md", "Report by day and room")
+    shown = told(receiver, block.text)
+    assert "time zone Asia/Shanghai" in shown
+    assert re.search(r"^total,,1,\d", shown, flags=re.MULTILINE)
+
+
 def test_delete(receiver: Process) -> None:
     """Both commands take a job's whole id; without a terminal the second says what to give."""
     (block,) = blocks("docs/how-to/operate.md", "Delete all that is stored of a job")
