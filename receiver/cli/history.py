@@ -67,7 +67,7 @@ def history(  # noqa: PLR0913 (the command's options)
         raise click.UsageError("--json or --csv, not both")
     if follow and (csv_ or since is not None or room):
         raise click.UsageError("--follow goes with JOB and --json only")
-    database = open_database()
+    database = open_database(read_only=not follow)
     if follow:
         _follow(database, _find(database, job) if job else None, json_=json_)
         return

@@ -35,10 +35,16 @@ def read_settings() -> Settings:
     return load(click.get_current_context().meta.get("config"), os.environ)
 
 
-def open_database() -> Database:
-    """The database of the settings, until the command ends; there must be one, with this version's schema."""
+def open_database(*, read_only: bool = False) -> Database:
+    """The database of the settings, until the command ends; there must be one, with this version's schema.
+
+    With `read_only` also where the role may only read.
+    """
     url = read_settings().database_url
     parsed = make_url(url)
+    if read_only and parsed.get_backend_name() == "postgresql" and "target_session_attrs" not in parsed.query:
+        parsed = parsed.update_query_dict({"target_session_attrs": "any"})
+        url = parsed.render_as_string(hide_password=False)
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
         # Whose user makes it owns it: let that be the receiver's.
         raise click.ClickException(f"database_url: {parsed.database} is no file: `receiver serve` makes it")

@@ -56,7 +56,7 @@ def show_report(  # noqa: PLR0913 (the command's options)
         raise click.UsageError("--json or --csv, not both")
     now = datetime.now(UTC)
     period = _period(since, until, zone, now)
-    with open_database().reading() as connection:
+    with open_database(read_only=True).reading() as connection:
         rows, total = report(connection, period, zone, now=now, room=room)
     if json_:
         of = {"since": period.begin, "until": period.end, "time_zone": str(zone), "now": now}
