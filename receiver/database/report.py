@@ -187,8 +187,11 @@ def _spans(connection: Connection, period: Period, now: datetime) -> Iterator[tu
             for row in connection.execute(_reaching(view, view.c[began], view.c[ended], some, period)).mappings()
         ]
         lasting = {row["job_id"] for _, row in rows if row["ended_at"] is None}
-        query = select(live_jobs).where(live_jobs.c.job_id.in_(lasting))
-        until = {row["job_id"]: lasts_until(dict(row), now) for row in connection.execute(query).mappings()}
+        job = live_jobs.c
+        query = select(job.job_id, job.state, job.last_event_at, job.stale).where(job.job_id.in_(lasting))
+        # SQLite reads everything for a list of none.
+        jobs = connection.execute(query).mappings().all() if lasting else ()
+        until = {row["job_id"]: lasts_until(dict(row), now) for row in jobs}
         for is_outage, row in rows:
             # What was pruned a moment ago is not in live_jobs.
             yield is_outage, row, row["ended_at"] or until.get(row["job_id"], row["began_at"])
@@ -197,8 +200,9 @@ def _spans(connection: Connection, period: Period, now: datetime) -> Iterator[tu
 def _reaching(
     view: Table, began: Column[datetime], ended: Column[datetime], ids: Sequence[str], period: Period
 ) -> Select[Any]:
+    # Without a condition on when it began, by which SQLite would choose an index and read all that began before.
     return select(view.c.room_id, view.c.job_id, began.label("began_at"), ended.label("ended_at")).where(
-        view.c.job_id.in_(ids), began < period.end, or_(ended.is_(None), ended >= period.begin)
+        view.c.job_id.in_(ids), or_(ended.is_(None), ended >= period.begin)
     )
 
 
