@@ -18,7 +18,7 @@ from sqlalchemy.exc import ProgrammingError
 from receiver.database import schema
 from receiver.database.copy import copy
 from receiver.database.database import Database
-from receiver.database.prune import delete_older
+from receiver.database.prune import Age, delete_older
 from receiver.database.quarantine import retry
 from tests.helpers.database import sql
 from tests.helpers.debian_postgres import DebianPostgreSQL
@@ -150,7 +150,8 @@ def test_owner_does_the_rest(site: Site) -> None:
     with closing(Database(owner)) as database:
         assert retry(database, stale=True).left > 0
         assert sum(copied.rows for copied in copy(database, database)) > 0
-        assert sum(deleted for _, deleted in delete_older(database, datetime.now(UTC) + timedelta(days=1))) > 0
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        assert sum(deleted for _, deleted in delete_older(database, Age(tomorrow, tomorrow))) > 0
         assert database.quarantined(limit=1) == []
     (vacuum,) = blocks("docs/how-to/postgresql.md", "How large it becomes")
     sql(owner, vacuum.text)
