@@ -26,6 +26,7 @@ from receiver.server.sockets import allow_connections, inherited, listen
 from receiver.settings.settings import Settings
 from receiver.systemd import READY, STOPPING, notify
 from receiver.web.callbacks import Callback, Rejector, public_app
+from receiver.web.memory import BodyMemory
 from receiver.web.operations import operations_app
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ def _callbacks(
     settings: Settings, journal: Journal, metrics: Metrics, rejections: Rejections, now: Callable[[], float]
 ) -> ASGIApp:
     rejector = Rejector(metrics, rejections, settings.trusted_proxies)
+    memory = BodyMemory(settings.max_body_bytes)
     callbacks = (
         Callback(
             name=endpoint.name,
@@ -142,6 +144,7 @@ def _callbacks(
             append=journal.append,
             metrics=metrics,
             max_body_bytes=settings.max_body_bytes,
+            memory=memory,
             rejector=rejector,
             now=now,
         )

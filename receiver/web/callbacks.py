@@ -11,13 +11,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NoReturn
 from urllib.parse import unquote_to_bytes
 
 from prometheus_client import Counter
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.addresses import Network, client_address
@@ -26,6 +26,7 @@ from receiver.metrics import Metrics
 from receiver.protocol.signature import SignatureError, StaleSignatureError, Verified, Verifier
 from receiver.protocol.url import callback_path
 from receiver.rejections import NO_ENDPOINT, Rejections
+from receiver.web.memory import BodyMemory, TokenBucket
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ Header = tuple[bytes, bytes]
 
 HEALTH_PATH = "/healthz"
 _LONGEST_PATH = 100  # bytes, in the log
+_STALE_EXTRA_BYTES = 1024  # that a stale delivery counts for beside its body
 # Answers: status, body, and headers beside those of JSON.
 _ACCEPTED = (200, b'{"status":"accepted"}')
 _ACCEPTED_HEAD = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(_ACCEPTED[1])
@@ -43,26 +45,6 @@ _REJECTIONS: dict[str, tuple[int, bytes] | tuple[int, bytes, Header]] = {  # by 
     "too_large": (413, b'{"error":"too large"}'),
     "not_durable": (503, b'{"error":"unavailable"}', (b"retry-after", b"5")),
 }
-
-
-class TokenBucket:
-    """Lets `capacity` tokens through at once, then `per_second`."""
-
-    def __init__(self, capacity: float, per_second: float, clock: Callable[[], float]) -> None:
-        self._capacity = self._left = capacity
-        self._per_second = per_second
-        self._clock = clock
-        self._at = clock()
-
-    def take(self, tokens: int) -> bool:
-        """Whether `tokens` are left; if so, they are taken."""
-        now = self._clock()
-        self._left = min(self._capacity, self._left + (now - self._at) * self._per_second)
-        self._at = now
-        if tokens > self._left:
-            return False
-        self._left -= tokens
-        return True
 
 
 class _RejectedError(Exception):
@@ -99,7 +81,8 @@ def public_app(callbacks: Iterable[Callback], rejector: Rejector, now: Callable[
     A POST to another path is rejected as a callback: it may be one that was registered wrongly.
     """
     by_path: dict[bytes, ASGIApp] = {callback.path: callback for callback in callbacks}
-    others = Starlette(routes=[Route(HEALTH_PATH, health, methods=["GET"])])
+    # A redirect would lead to whatever host the client has named.
+    others = Router([Route(HEALTH_PATH, health, methods=["GET"])], redirect_slashes=False)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # By the path as received: never by the Host header.
@@ -116,7 +99,7 @@ def public_app(callbacks: Iterable[Callback], rejector: Rejector, now: Callable[
 class Callback:
     """The ASGI application of the endpoint `name`, which is registered as `url`.
 
-    `append` puts a delivery on disk; `now` gives POSIX seconds.
+    `append` puts a delivery on disk; `memory` is shared by all endpoints; `now` gives POSIX seconds.
     """
 
     def __init__(  # noqa: PLR0913 (the journal, the metrics, and the settings)
@@ -128,6 +111,7 @@ class Callback:
         append: Append,
         metrics: Metrics,
         max_body_bytes: int,
+        memory: BodyMemory,
         rejector: Rejector,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -140,6 +124,7 @@ class Callback:
         self._accepted = metrics.callbacks_total.labels(name, "accepted")
         self._matches: dict[tuple[str, str], Counter] = {}
         self._max_body_bytes = max_body_bytes
+        self._memory = memory
         self._rejector = rejector
         self._now = now
         # Stale deliveries are kept in case it is our clock that is wrong; but with one old signature anybody can send
@@ -172,15 +157,45 @@ class Callback:
         received_at = self._now()
         verified, quarantine_reason = self._verify(scope, received_at)
         try:
-            body = await self._read_body(scope["headers"], receive)
-            delivery = Delivery(self._name, received_at, verified.sent_at, verified.time_text, body, quarantine_reason)
-            await self._keep(delivery)
+            length = self._most_length(scope["headers"])
+            # Before any of the body is read.
+            if quarantine_reason is not None:
+                await self._keep_stale(length, receive, received_at, verified, quarantine_reason)
+            self._take_memory(length)
+            try:
+                body = await self._read_body(receive)
+                await self._append(Delivery(self._name, received_at, verified.sent_at, verified.time_text, body))
+            finally:
+                self._memory.give_back(length)
         except (NotDurableError, asyncio.CancelledError) as error:
             # It is cancelled where the server ends and waits no longer: uvicorn would answer 500.
             raise _RejectedError("not_durable", verified.sent_at) from error
         except _RejectedError as rejected:
             rejected.signed_at = verified.sent_at
             raise
+
+    async def _keep_stale(
+        self, length: int, receive: Receive, received_at: float, verified: Verified, quarantine_reason: str
+    ) -> NoReturn:
+        """Keep a delivery that is not accepted, within bounds."""
+        if not self._stale_bytes.take(length + _STALE_EXTRA_BYTES):
+            raise _RejectedError(quarantine_reason)
+        kept = 0
+        try:
+            if self._memory.take(length, is_stale=True):
+                try:
+                    body = await self._read_body(receive)
+                    kept = len(body)
+                    delivery = Delivery(
+                        self._name, received_at, verified.sent_at, verified.time_text, body, quarantine_reason
+                    )
+                    with contextlib.suppress(NotDurableError):  # which the journal has logged
+                        await self._append(delivery)
+                finally:
+                    self._memory.give_back(length)
+        finally:
+            self._stale_bytes.give_back(length - kept)
+        raise _RejectedError(quarantine_reason)
 
     def _verify(self, scope: Scope, now: float) -> tuple[Verified, str | None]:
         """What the signature says, and why the delivery belongs in quarantine, if it does."""
@@ -199,11 +214,24 @@ class Callback:
             self._matches[match].inc()
         return verified, quarantine_reason
 
-    async def _read_body(self, headers: list[Header], receive: Receive) -> bytes:
-        """The body as sent; nothing is ever inflated. Past the limit nothing more is kept of it."""
-        declared = next((value for name, value in headers if name == b"content-length"), b"0")
-        if int(declared) > self._max_body_bytes:
+    def _take_memory(self, length: int) -> None:
+        if not self._memory.take(length, is_stale=False):
+            raise NotDurableError("too much is being received at once")
+
+    def _most_length(self, headers: list[Header]) -> int:
+        """How long the body may be: as declared, or up to the limit where it comes in chunks."""
+        length = 0
+        for name, value in headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                return self._max_body_bytes
+        if length > self._max_body_bytes:
             raise _RejectedError("too_large")
+        return length
+
+    async def _read_body(self, receive: Receive) -> bytes:
+        """The body as sent; nothing is ever inflated. Past the limit nothing more is kept of it."""
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -217,15 +245,6 @@ class Callback:
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return b"".join(chunks)
-
-    async def _keep(self, delivery: Delivery) -> None:
-        if delivery.quarantine_reason is None:
-            await self._append(delivery)
-            return
-        if self._stale_bytes.take(len(delivery.body) + 1024):
-            with contextlib.suppress(NotDurableError):  # which the journal has logged; it is not accepted anyway
-                await self._append(delivery)
-        raise _RejectedError(delivery.quarantine_reason)
 
 
 async def _answer(send: Send, status: int, body: bytes, *more_headers: Header) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp
 
 from receiver.delivery import NotDurableError
 from receiver.web.callbacks import HEALTH_PATH, health
 
 
-def operations_app(registry: CollectorRegistry, check_journal: Callable[[], Awaitable[None]]) -> Starlette:
+def operations_app(registry: CollectorRegistry, check_journal: Callable[[], Awaitable[None]]) -> ASGIApp:
     """The ASGI application. `check_journal` raises `NotDurableError` where a delivery would not be taken."""
 
     async def metrics(_request: Request) -> Response:
@@ -27,4 +27,5 @@ def operations_app(registry: CollectorRegistry, check_journal: Callable[[], Awai
             return JSONResponse({"status": "unavailable", "problem": str(error)}, status_code=503)
         return JSONResponse({"status": "ok"})
 
-    return Starlette(routes=[Route("/metrics", metrics), Route(HEALTH_PATH, health), Route("/readyz", readyz)])
+    routes = [Route("/metrics", metrics), Route(HEALTH_PATH, health), Route("/readyz", readyz)]
+    return Router(routes, redirect_slashes=False)

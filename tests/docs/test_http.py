@@ -16,6 +16,7 @@ from receiver.metrics import Metrics
 from receiver.protocol.signature import AuthType, Verifier, sign
 from receiver.rejections import Rejections
 from receiver.web.callbacks import Callback, Rejector
+from receiver.web.memory import BodyMemory
 from tests.helpers.pages import rows, section
 from tests.helpers.receiver import KEY, SAMPLES, Process, running
 
@@ -133,6 +134,7 @@ def test_not_durable() -> None:
         append=append,
         metrics=metrics,
         max_body_bytes=2**20,
+        memory=BodyMemory(2**20),
         rejector=Rejector(metrics, Rejections(Path("/nowhere/rejections.json"), ["default"]), ()),
     )
     asyncio.run(callback({**scope, "client": None}, receive, send))

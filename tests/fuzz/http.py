@@ -31,6 +31,7 @@ from receiver.server.limiter import Limits
 from receiver.server.server import Server
 from receiver.server.sockets import listen
 from receiver.web.callbacks import Callback, Rejector, public_app
+from receiver.web.memory import BodyMemory
 from tests.fuzz import generate
 from tests.fuzz.generate import MAX_BODY_BYTES, NOW, REGISTRATIONS, TOLERANCE, TRUSTED, Case
 from tests.fuzz.oracle import Registration, Request, judge, read_requests
@@ -203,6 +204,7 @@ def _serve(listener: socket.socket, stored: list[Delivery], started: threading.E
                 append=append,
                 metrics=metrics,
                 max_body_bytes=MAX_BODY_BYTES,
+                memory=BodyMemory(MAX_BODY_BYTES),
                 rejector=rejector,
                 now=lambda: NOW,
             )

@@ -11,22 +11,15 @@ from receiver.delivery import Delivery, NotDurableError
 from receiver.metrics import Metrics
 from receiver.protocol.signature import AuthType, Verifier, sign
 from receiver.rejections import Rejections
-from receiver.web.callbacks import Callback, Rejector, TokenBucket, public_app
+from receiver.web.callbacks import Callback, Rejector, public_app
+from receiver.web.memory import BodyMemory
 from tests.helpers.receiver import KEY, SAMPLES
 
 URL = "https://localhost/callbacks"
 BODY = SAMPLES["REPLY_COMMAND_FINISH"]
-
-
-def test_token_bucket_is_emptied_and_filled() -> None:
-    """A bucket gives its capacity at once, then only what has been filled in since, never more than its capacity."""
-    now = 0.0
-    bucket = TokenBucket(100, 2, lambda: now)
-    assert [bucket.take(60), bucket.take(60), bucket.take(40), bucket.take(1)] == [True, False, True, False]
-    now = 5.0
-    assert [bucket.take(11), bucket.take(10)] == [False, True]
-    now = 1e9
-    assert [bucket.take(101), bucket.take(100)] == [False, True]
+LIMIT = 2**20
+CHUNKED = [(b"transfer-encoding", b"chunked")]
+AN_HOUR = 3600
 
 
 class Inbox:
@@ -47,7 +40,16 @@ class Inbox:
 class Request:
     """One signed POST straight to the application; `status` is what it was answered."""
 
-    def __init__(self, inbox: Inbox, *, at: float | None = None) -> None:
+    def __init__(
+        self,
+        inbox: Inbox,
+        *,
+        at: float | None = None,
+        memory: BodyMemory | None = None,
+        headers: list[tuple[bytes, bytes]] | None = None,
+    ) -> None:
+        self.received = 0  # how often a piece of the body was asked for
+        self._headers = [(b"content-length", b"%d" % len(BODY))] if headers is None else headers
         metrics = Metrics()
         rejector = Rejector(metrics, Rejections(Path("/nowhere/rejections.json"), ["default"]), ())
         callback = Callback(
@@ -56,7 +58,8 @@ class Request:
             verifier=Verifier(URL, AuthType.MSS_A, [KEY]),
             append=inbox.append,
             metrics=metrics,
-            max_body_bytes=2**20,
+            max_body_bytes=LIMIT,
+            memory=memory or BodyMemory(LIMIT),
             rejector=rejector,
         )
         self.app = public_app([callback], rejector)
@@ -69,7 +72,7 @@ class Request:
             "method": "POST",
             "raw_path": b"/callbacks",
             "query_string": self.query,
-            "headers": [],
+            "headers": self._headers,
             "client": None,
         }
         await self.app(scope, self._receive, self._send)
@@ -77,6 +80,7 @@ class Request:
         return status
 
     async def _receive(self) -> Message:
+        self.received += 1
         return {"type": "http.request", "body": BODY}
 
     async def _send(self, message: Message) -> None:
@@ -126,3 +130,53 @@ def test_stale_deliveries_are_kept_within_bounds() -> None:
 def test_stale_delivery_that_cannot_be_kept_is_unauthorized_all_the_same() -> None:
     """Whether a stale delivery could be kept is not told to who sent it."""
     assert asyncio.run(Request(Inbox("fails"), at=time.time() - 1000).run()) == 401
+
+
+def test_room_is_asked_for_before_the_body_is_read() -> None:
+    """Where too much is being received at once the answer is 503, or 401 where it is stale, and nothing is read."""
+    memory = BodyMemory(LIMIT)
+    while memory.take(1024, is_stale=False):
+        pass
+    for at, status in ((None, 503), (time.time() - AN_HOUR, 401)):
+        request = Request(Inbox(), at=at, memory=memory)
+        assert asyncio.run(request.run()) == status
+        assert request.received == 0
+
+
+def test_a_body_in_chunks_counts_as_the_limit() -> None:
+    """A body whose length is not declared needs room for the largest, until it is on disk; then the room is free."""
+    memory = BodyMemory(LIMIT)
+    while memory.take(LIMIT, is_stale=False):
+        pass
+    assert asyncio.run(Request(Inbox(), memory=memory).run()) == 200
+    assert asyncio.run(Request(Inbox(), memory=memory, headers=CHUNKED).run()) == 503
+    memory.give_back(LIMIT)
+    for _ in range(3):
+        assert asyncio.run(Request(Inbox(), memory=memory, headers=CHUNKED).run()) == 200
+    assert memory.take(LIMIT, is_stale=False)
+
+
+def test_stale_deliveries_count_for_what_they_have() -> None:
+    """Stale deliveries in chunks count for the limit while they are read, then for their length."""
+    inbox = Inbox()
+    request = Request(inbox, at=time.time() - AN_HOUR, headers=CHUNKED)
+
+    async def run() -> None:
+        for _ in range(100):
+            assert await request.run() == 401
+
+    asyncio.run(run())
+    assert len(inbox.kept) == 100
+
+
+def test_stale_deliveries_that_are_not_kept_are_not_read() -> None:
+    """With its allowance used up, a stale delivery is answered before its body is read."""
+    inbox = Inbox()
+    request = Request(inbox, at=time.time() - AN_HOUR)
+
+    async def run() -> None:
+        for _ in range(16 * 2**20 // (len(BODY) + 1024) + 100):
+            assert await request.run() == 401
+
+    asyncio.run(run())
+    assert request.received == len(inbox.kept)
