@@ -3,14 +3,17 @@
 A connection has no timer: it knows its deadline, and the server looks at all connections twice a second. llhttp, the
 parser inside httptools, itself refuses bare LF, folded lines, repeated Content-Length, and Content-Length beside
 Transfer-Encoding; what it lets pass is refused here.
+
+An `Upgrade` is taken as if it were not there (RFC 9110, 7.8). To the parser such a message ends with its header, so its
+body is parsed as that of another message, whose header is made here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from typing import cast
 
 import httptools
@@ -19,11 +22,14 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from receiver.addresses import client_address
 from receiver.server.limiter import ConnectionLimiter
 
 _MAX_HEAD_BYTES = 2**16
 _MAX_HEADERS = 100
 _MAX_PIPELINED = 32
+_DRAIN_READS = 50  # of at most 256 KiB, each after a pause; then it is closed, whatever the client still sends
+_DRAIN_PAUSE = 0.02  # seconds
 _MALFORMED = b"400 Bad Request"
 _TOO_LARGE = b"431 Request Header Fields Too Large"
 
@@ -40,7 +46,7 @@ class State(Enum):
     BODY = "the rest of a body", 1
     ANSWERING = "the application's answer to a whole request", math.inf
     IDLE = "the next request", 1
-    CLOSING = "the last answer to be read, and the client to close too", 1
+    CLOSING = "the last answer to be read, and the client to close too; what it still sends is not looked at", 1
 
     def __init__(self, _waits_for: str, share: float) -> None:
         self.share = share
@@ -49,8 +55,9 @@ class State(Enum):
 class _AnswerTransport:
     """The transport as uvicorn writes an answer to it: the head waits for the body, so that both go out as one."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._transport = transport
+        self._close = close
         self._head = b""
         self.is_closing = transport.is_closing
 
@@ -70,7 +77,7 @@ class _AnswerTransport:
     def close(self) -> None:
         """Close once everything is sent."""
         self.flush()
-        self._transport.close()
+        self._close()
 
 
 class _RefusedError(Exception):
@@ -87,24 +94,28 @@ class Connection(HttpToolsProtocol):
         self,
         config: Config,
         server_state: ServerState,
-        loop: asyncio.AbstractEventLoop,
         limiter: ConnectionLimiter[Connection],
         client_host: str,
     ) -> None:
+        loop = asyncio.get_running_loop()
         super().__init__(config, server_state, {}, _loop=loop)
         self.client_host = client_host
-        self.accepted_at = self._since = self._unread_since = loop.time()
+        self._since = self._unread_since = loop.time()
         self.state = State.HANDSHAKE
-        self.opening: asyncio.Task[None]  # makes the transport; set by the server
+        self.cancel_opening: Callable[[], object]  # before there is a transport; set by the server
         self._limiter = limiter
+        self._proxy = client_host if limiter.is_proxy(client_host) else None
         self._request_timeout = limiter.limits.request_timeout
         self._refusal = _MALFORMED
         self._head_bytes = 0
         self._unparsed_bytes = 0  # received since the last whole header, piece of a body, or request
+        self._keeps_alive = False  # whether the connection may stay open after the request that is being received
+        self._is_upgrade = False  # whether the parser takes the message that it is at to end with its header
+        self._makes_head = False  # whether the parser is given a header that is made here
+        self._has_ended = False  # whether the client sends nothing more, and waits for answers
         self._under_way: RequestResponseCycle | None = None  # the request that the application has
         self._answer_transport: _AnswerTransport
-        # For the application to call.
-        self._extensions = {"accepted": partial(limiter.authenticate, self), "answer": self._answer}
+        self._extensions = {"accepted": self._authenticate, "answer": self._answer}  # for the application to call
 
     # For the limiter and the server.
 
@@ -113,7 +124,7 @@ class Connection(HttpToolsProtocol):
         self._limiter.report(reason, self.client_host)
         self._limiter.remove(self)
         if self.state is State.HANDSHAKE:
-            self.opening.cancel()
+            self.cancel_opening()
         else:
             self.transport.abort()
 
@@ -133,11 +144,16 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close now in an orderly way, or after the answer that is under way."""
         if self.state is State.HANDSHAKE:
-            self.opening.cancel()
+            self._limiter.remove(self)
+            self.cancel_opening()
             return
+        self._keeps_alive = False
         super().shutdown()
         if self.transport.is_closing():
             self._wait_for(State.CLOSING)
+
+    def _authenticate(self) -> None:
+        self._limiter.authenticate(self, self.loop.time())
 
     def _wait_for(self, state: State) -> None:
         self.state = state
@@ -153,7 +169,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
         """Wait for the first header, in what is left of its time."""
         super().connection_made(transport)
-        self._answer_transport = _AnswerTransport(transport)
+        self._answer_transport = _AnswerTransport(transport, self._close_after_answer)
         self.state = State.HEAD
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -164,15 +180,24 @@ class Connection(HttpToolsProtocol):
             self._under_way.message_event.set()
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:  # type: ignore[override] # as asyncio has it
+        """Answer a client that has ended its side, if it sent a whole request; whether the transport stays open.
+
+        Over TLS it cannot: there an end is for both sides.
+        """
+        self._has_ended = self._is_answering() and self.scheme == "http"
+        if self.pipeline and self.pipeline[0][0].more_body:  # whose rest never comes
+            self.pipeline.popleft()
+        return self._has_ended
+
     def data_received(self, data: bytes) -> None:
         """Parse `data`, and refuse what is malformed or too large."""
         if self.state is State.CLOSING:
+            self.flow.pause_reading()
             return
         self._unparsed_bytes += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.cycle.keep_alive = False  # there is nothing to upgrade to
+            self._parse(data)
         except httptools.HttpParserError:
             self._refuse()
         else:
@@ -180,9 +205,33 @@ class Connection(HttpToolsProtocol):
                 self._refusal = _TOO_LARGE
                 self._refuse()
 
+    def _parse(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                self._ignore_upgrade()
+            else:
+                return
+
+    def _ignore_upgrade(self) -> None:
+        """Have a parser go on with the body of the message whose header was just read, or with the next one."""
+        framing = [
+            b"%b: %b\r\n" % header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")
+        ]
+        self._is_upgrade = False
+        self._makes_head = True
+        self.parser = httptools.HttpRequestParser(self)  # the old one may be at the end of the connection
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
+
     def _refuse(self) -> None:
         """Read no more; answer the requests before the one that is refused, then that, and close."""
-        self._limiter.report("malformed", self.client_host)
+        host = self.client_host
+        if self._proxy is not None:
+            host = client_address(self._proxy, self.headers or (), self._limiter.limits.trusted_proxies)
+        self._limiter.report("malformed", host)
         self._wait_for(State.CLOSING)
         if self.pipeline and self.pipeline[0][0].more_body:  # it is this one's body that is malformed
             self.pipeline.popleft()
@@ -190,14 +239,42 @@ class Connection(HttpToolsProtocol):
             self._answer_refused()
 
     def _answer_refused(self) -> None:
+        if self._under_way is not None and not self._under_way.response_complete:  # this is its answer
+            self._under_way.disconnected = True
+            self._under_way.message_event.set()
         head = b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         self.transport.write(head % self._refusal)
-        self.transport.close()
+        self._drain_and_close()
+
+    def _close_after_answer(self) -> None:
+        if self._under_way is not None and self._under_way.more_body:
+            self._drain_and_close()
+        else:
+            self.transport.close()
+
+    def _drain_and_close(self) -> None:
+        """Close when the client has closed, or soon: closed at once, it might be reset before it reads the answer."""
+        self._wait_for(State.CLOSING)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._drain(_DRAIN_READS)
+
+    def _drain(self, reads: int) -> None:
+        # One read at a time, after a pause: so it costs little however small the pieces are that the client sends.
+        if self.transport.is_closing():
+            return
+        if not reads:
+            self.transport.close()
+            return
+        self.flow.resume_reading()
+        self.loop.call_later(_DRAIN_PAUSE, self._drain, reads - 1)
 
     # Called by the parser, in this order for each request.
 
     def on_message_begin(self) -> None:
         """Start a request, and the time for its header."""
+        if self._makes_head:
+            return
         super().on_message_begin()
         self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item] # narrower than ASGI's
         self._head_bytes = 0
@@ -214,11 +291,23 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value.rstrip(b" \t"))  # llhttp leaves the blanks behind it, which are no part of it
 
     def on_headers_complete(self) -> None:
-        """Check the header as a whole, and hand the request to the application."""
+        """Check the header as a whole, and hand the request to the application.
+
+        Unless the rest comes while it is answered, the answer is the connection's last: nobody is to make us read on.
+        """
+        if self._makes_head:
+            self._makes_head = False
+            return
         self.state = State.BODY
         self._unparsed_bytes = 0
         self._check_head()
+        if self._proxy is not None:
+            self.client_host = client_address(self._proxy, self.headers, self._limiter.limits.trusted_proxies)
+            self._limiter.identify(self, self.client_host, self.loop.time())
+        self._is_upgrade = self.parser.should_upgrade()
         super().on_headers_complete()
+        self._keeps_alive = self.cycle.keep_alive
+        self.cycle.keep_alive = False
 
     def _check_head(self) -> None:
         if len(self.headers) > _MAX_HEADERS or len(self.url) + self._head_bytes > _MAX_HEAD_BYTES:
@@ -231,7 +320,9 @@ class Connection(HttpToolsProtocol):
             is_proper = hosts == 1 and codings in ([], [b"chunked"])
         else:  # HTTP/1.0 needs no Host and has no chunks
             is_proper = version == "1.0" and hosts <= 1 and not codings
-        if not is_proper or len(self.pipeline) >= _MAX_PIPELINED:
+            self.expect_100_continue = False  # which it does not know (RFC 9110, 10.1.1)
+        # What follows CONNECT would be a tunnel's bytes, and no body.
+        if not is_proper or self.parser.get_method() == b"CONNECT" or len(self.pipeline) >= _MAX_PIPELINED:
             raise _RefusedError
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -246,8 +337,16 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Wait for the answer, unless it was given before the body was read."""
+        if self._is_upgrade:
+            return
         self._unparsed_bytes = 0
-        self._wait_for(State.IDLE if self.cycle.response_complete else State.ANSWERING)
+        if self.state is State.CLOSING:
+            return
+        self._wait_for(State.ANSWERING)
+        if self.cycle.response_started:  # with `Connection: close`
+            return
+        # Not after `Connection: close` in a trailer either: the parser reads no further.
+        self.cycle.keep_alive = self._keeps_alive and self.parser.should_keep_alive()
         super().on_message_complete()
 
     def _answer(self, head: bytes, body: bytes) -> bool:
@@ -272,7 +371,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request, or wait for one."""
         self._answer_transport.flush()
-        if self.transport.is_closing():
+        cycle = self._under_way
+        if cycle is None or not cycle.keep_alive or self.transport.is_closing():
             self._wait_for(State.CLOSING)
             return
         self.flow.resume_reading()
@@ -280,5 +380,7 @@ class Connection(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         elif self.state is State.CLOSING:
             self._answer_refused()
+        elif self._has_ended:
+            self.transport.close()
         elif self.state is State.ANSWERING:
             self._wait_for(State.IDLE)

@@ -11,6 +11,7 @@ import errno
 import logging
 import socket
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email.utils import formatdate
@@ -23,11 +24,12 @@ from uvicorn.server import ServerState
 from receiver.metrics import Metrics
 from receiver.server.certificate import Certificate
 from receiver.server.connection import Connection, State
-from receiver.server.limiter import ConnectionLimiter, Limits
+from receiver.server.limiter import Class, ConnectionLimiter, Limits
 
 logger = logging.getLogger(__name__)
 
 _MAX_ACCEPTS = 64  # in a row, before the connections that are open get their turn
+_MAX_OPENINGS = 4  # of connections from unknown addresses likewise: a TLS handshake takes most of a millisecond
 _TICK = 0.5  # seconds between two looks at the deadlines
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # no file or memory for a connection
 _EXHAUSTED_PAUSE = 0.2  # seconds
@@ -67,6 +69,8 @@ class Server:
         self._certificate = certificate
         self._leave_queue = leave_queue
         self._state = ServerState()
+        # From unknown addresses, the oldest first.
+        self._unopened: deque[tuple[socket.socket, Connection]] = deque()
         self.is_forced = False  # whether the end waits for nothing
 
     @asynccontextmanager
@@ -147,16 +151,39 @@ class Server:
 
     def _add(self, plain: socket.socket, host: str) -> None:
         loop = asyncio.get_running_loop()
-        if not self._limiter.make_room(host, loop.time()):
-            plain.close()
-            return
         plain.setblocking(False)
-        connection = Connection(self._config, self._state, loop, self._limiter, host)
-        self._limiter.add(connection)
-        connection.opening = loop.create_task(self._open(plain, connection))
+        connection = Connection(self._config, self._state, self._limiter, host)
+        connection.cancel_opening = plain.close
+        counted_as = self._limiter.add(connection, loop.time())
+        if counted_as is None:
+            plain.close()
+        elif counted_as is Class.KNOWN:
+            self._open(plain, connection)
+        else:
+            if not self._unopened:
+                loop.call_soon(self._open_some)
+            self._unopened.append((plain, connection))
 
-    async def _open(self, plain: socket.socket, connection: Connection) -> None:
-        """Shake hands. How long that takes is limited by the connection's deadline."""
+    def _open_some(self) -> None:
+        """Open the oldest of those from unknown addresses that were not dropped meanwhile.
+
+        A few in each turn of the loop, so that however many come, what is open and what is known waits for a few only.
+        """
+        opened = 0
+        while self._unopened and opened < _MAX_OPENINGS:
+            plain, connection = self._unopened.popleft()
+            if connection in self._limiter.connections:
+                self._open(plain, connection)
+                opened += 1
+        if self._unopened:
+            asyncio.get_running_loop().call_soon(self._open_some)
+
+    def _open(self, plain: socket.socket, connection: Connection) -> None:
+        opening = asyncio.get_running_loop().create_task(self._shake_hands(plain, connection))
+        connection.cancel_opening = opening.cancel
+
+    async def _shake_hands(self, plain: socket.socket, connection: Connection) -> None:
+        """Make the transport. How long that takes is limited by the connection's deadline."""
         tls: dict[str, Any] = {}
         if self._certificate is not None:
             tls = {

@@ -7,7 +7,7 @@ import resource
 import socket
 from collections.abc import MutableMapping
 
-_BACKLOG = 2048
+_BACKLOG = 4096
 _OTHER_FILES = 128  # beside connections: the journal, the database, the log
 
 

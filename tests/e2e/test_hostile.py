@@ -199,14 +199,12 @@ HEAD_DEADLINE = DEADLINE / 3
 def test_what_is_no_proper_request(receiver: Process, raw: bytes, status: int) -> None:
     """What two parsers could read in two ways, or is too large, is refused and the connection closed, and counted."""
     before = receiver.metric("connections_dropped_total", "public", "malformed")
+    raw = raw.replace(b"POST / ", f"POST {receiver.target()} ".encode())  # else its body would not be read
     with receiver.connect() as connection:
         with contextlib.suppress(ConnectionError):  # it may be closed before all is sent
             connection.sendall(raw)
         answer = b"".join(iter(lambda: receive(connection), b""))
-    statuses = [int(found) for found in re.findall(rb"^HTTP/1.1 (\d+)", answer, flags=re.MULTILINE)]
-    # What lies in the body comes after the answer to the header, where that needs no body.
-    assert [one for one in statuses if one != 404] in ([status], [])
-    assert status in statuses or len(raw) > 2**16  # the rest of a large one may reset the connection before it is read
+    assert [int(found) for found in re.findall(rb"^HTTP/1.1 (\d+)", answer, flags=re.MULTILINE)] == [status]
     assert receiver.metric("connections_dropped_total", "public", "malformed") == before + 1
 
 
@@ -236,7 +234,7 @@ def test_trailers_are_no_headers(receiver: Process) -> None:
 def test_upgrade_is_not_taken_up(receiver: Process) -> None:
     """A client that offers another protocol is answered in this one."""
     raw = request("Host: a", "Connection: Upgrade", "Upgrade: h2c")
-    assert receiver.exchange(raw, answers=2).startswith(b"HTTP/1.1 200")
+    assert receiver.exchange(raw).startswith(b"HTTP/1.1 200")
 
 
 def test_http_1_0_needs_no_host(receiver: Process) -> None:

@@ -55,7 +55,9 @@ LIMITER, CONNECTION, SERVER, CERTIFICATE = (
     f"receiver/server/{name}.py" for name in ("limiter", "connection", "server", "certificate")
 )
 HOSTILE, RESTART = "tests/e2e/test_hostile.py", "tests/e2e/test_restart.py"
-NO_CAPS = Change(LIMITER, "        address = parse_address(host)\n        same", "        return True\n{old}")
+NO_CAPS = Change(
+    LIMITER, "        place = self._place(connection.client_host, now)\n", "{old}        return place.of\n"
+)
 NO_DEADLINES = Change(
     CONNECTION,
     "        if self.state is not State.HANDSHAKE:\n            if not self.transport.get",

@@ -64,7 +64,9 @@ async def connected(*, age: float = 0) -> AsyncIterator[Client]:
     limiter = ConnectionLimiter[Connection](Limits(request_timeout=TIMEOUT), "public", Metrics())
     made: list[CountingConnection] = []
 
-    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
         if scope["raw_path"] == b"/hang":
             await released.wait()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
@@ -73,9 +75,9 @@ async def connected(*, age: float = 0) -> AsyncIterator[Client]:
     config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
 
     def make() -> CountingConnection:
-        made.append(CountingConnection(config, ServerState(), loop, limiter, "127.0.0.1"))
-        made[0].accepted_at = made[0]._since = loop.time() - age  # noqa: SLF001 (time passes only here)
-        limiter.add(made[0])
+        made.append(CountingConnection(config, ServerState(), limiter, "127.0.0.1"))
+        made[0]._since = loop.time() - age  # noqa: SLF001 (time passes only here)
+        limiter.add(made[0], loop.time())
         return made[0]
 
     async with await loop.create_server(make, "127.0.0.1", 0) as server:
