@@ -181,6 +181,13 @@ class Server:
     def _open(self, plain: socket.socket, connection: Connection) -> None:
         opening = asyncio.get_running_loop().create_task(self._shake_hands(plain, connection))
         connection.cancel_opening = opening.cancel
+        # Not at the end of the task: it may be cancelled before it begins.
+        opening.add_done_callback(lambda _: self._close_unopened(plain, connection))
+
+    def _close_unopened(self, plain: socket.socket, connection: Connection) -> None:
+        if connection.state is State.HANDSHAKE:
+            self._limiter.remove(connection)
+            plain.close()
 
     async def _shake_hands(self, plain: socket.socket, connection: Connection) -> None:
         """Make the transport. How long that takes is limited by the connection's deadline."""
@@ -198,7 +205,3 @@ class Server:
             self._limiter.report("handshake", connection.client_host)
         except OSError:
             pass  # the client has gone
-        finally:
-            if connection.state is State.HANDSHAKE:
-                self._limiter.remove(connection)
-                plain.close()
