@@ -32,11 +32,12 @@ lint: .venv/developed
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml receiver migrations
 
-# The long version of tests/faults: about an hour, as root where it mounts file systems. It also needs Debian's packages
+# The long version of tests/faults: over an hour, as root where it mounts file systems. It also needs Debian's packages
 # patroni, etcd-server and postgresql-15.
 faults: .venv/developed
 	FAULT_KILLS=1000 FAULT_STOPPED=60 FAULT_DAMAGE=30 FAULT_POWER_CUTS=200 FAULT_BACKLOG=1000000 FAULT_FAILOVERS=5 \
-	  FAULT_ATTEMPTS=2 FAULT_POSTGRESQL=/usr/lib/postgresql/15/bin $(BIN)/pytest tests/faults tests/journal/test_damage.py
+	  FAULT_ATTEMPTS=2 FAULT_POSTGRESQL=/usr/lib/postgresql/15/bin FAULT_SIEGE=20 $(BIN)/pytest \
+	  tests/faults tests/journal/test_damage.py
 
 # What comes from outside, generated and broken, for FUZZ_SECONDS (60) or FUZZ_CASES; what is found goes to
 # tests/fuzz/corpus, which each `make test` runs again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import signal
@@ -32,6 +33,8 @@ from receiver.web.operations import operations_app
 logger = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL = 0.0001  # seconds
+_M_MMAP_THRESHOLD = -3  # mallopt(3)
+_LARGE_BLOCK = 2**17  # bytes
 _CERTIFICATE_POLL = 2  # seconds
 _OPERATIONS_CONNECTIONS = 64
 _GRACE = 5  # seconds for requests under way, and again for the journal to drain
@@ -181,5 +184,8 @@ def run(settings: Settings, on_started: Callable[[Settings], None]) -> None:
     """`serve` in an event loop of its own."""
     # The journal's thread would keep the interpreter for 5 ms each time that a callback needs it.
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    # Give large blocks back to the system when they are freed: glibc would soon keep them. Other C libraries do so.
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, on_started))

@@ -70,7 +70,9 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
         try:
             path.read_bytes()
         except OSError as error:
-            raise ListenError(f"{setting}: {path}: {error.strerror}: name a PEM file that can be read") from error
+            # A word without a slash or a dot may be a secret that belongs to another setting.
+            problem = f"{path}: {error.strerror}" if set("/.") & set(str(path)) else error.strerror
+            raise ListenError(f"{setting}: {problem}: name a PEM file that can be read") from error
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_TLS_1_2)

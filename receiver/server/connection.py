@@ -28,6 +28,7 @@ from receiver.server.limiter import ConnectionLimiter
 _MAX_HEAD_BYTES = 2**16
 _MAX_HEADERS = 100
 _MAX_PIPELINED = 32
+_READ_AHEAD = 2**14  # bytes
 _DRAIN_READS = 50  # of at most 256 KiB, each after a pause; then it is closed, whatever the client still sends
 _DRAIN_PAUSE = 0.02  # seconds
 _MALFORMED = b"400 Bad Request"
@@ -169,6 +170,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
         """Wait for the first header, in what is left of its time."""
         super().connection_made(transport)
+        if self.scheme == "https":  # its transport reads ahead, by default 256 KiB
+            transport.set_read_buffer_limits(_READ_AHEAD)  # type: ignore[attr-defined] # as asyncio's and uvloop's have it
         self._answer_transport = _AnswerTransport(transport, self._close_after_answer)
         self.state = State.HEAD
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import MutableMapping
 
 _BACKLOG = 4096
+_RECEIVE_BUFFER = 2**16  # bytes of each connection, in the kernel and in one read: much more than a callback has
 _OTHER_FILES = 128  # beside connections: the journal, the database, the log
 
 
@@ -60,7 +61,8 @@ def inherited(environ: MutableMapping[str, str] = os.environ, first_descriptor: 
 
 def _prepared(listener: socket.socket) -> socket.socket:
     listener.setblocking(False)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which its connections inherit
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)  # which its connections inherit
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # likewise
     return listener
 
 

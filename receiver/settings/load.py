@@ -74,8 +74,9 @@ def _read_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        shown = _CONFIG if named and not re.search(r"[/.]", str(named)) else path  # it may be a key
         raise SettingsError(
-            f"{path}: {error.strerror}: name a file that can be read, or run `receiver init`"
+            f"{shown}: {error.strerror}: name a file that can be read, or run `receiver init`"
         ) from error
     except (ValueError, RecursionError) as error:  # TOML, UTF-8, and numbers or nesting beyond Python
         raise SettingsError(f"{path}: is not TOML: {error}") from error
@@ -97,7 +98,10 @@ def _refuse_unknown(given: Iterable[str], known: Mapping[str, str]) -> None:
             close = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), known, 1)
             other = "remove it; docs/reference/settings.md lists all settings"
             remedy = f"did you mean `{known[close[0]]}`?" if close else other
-            raise SettingsError(f"{name if name.isidentifier() else repr(name)}: is no setting: {remedy}")
+            shown = name if name.isidentifier() else repr(name)
+            if not close and re.search("[0-9]", name):  # it may be a key in the wrong place
+                shown = f"a name of {len(name)} characters"
+            raise SettingsError(f"{shown}: is no setting: {remedy}")
 
 
 def _endpoints(values: Mapping[str, Any]) -> tuple[EndpointSettings, ...]:

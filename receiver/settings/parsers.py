@@ -1,6 +1,7 @@
 """Parsers of single values: what a setting may be, and what is said of anything else.
 
-Each takes the value as the file or the environment has it, and raises `InvalidValueError`.
+Each takes the value as the file or the environment has it, and raises `InvalidValueError`. What is refused is not
+shown: it may be a secret that belongs to another setting.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def text(value: object) -> str:
 
 def path(value: object) -> Path:
     """The path of a file, which need not exist."""
-    return Path(text(value))
+    found = text(value)
+    _refuse("is the content of a file: name a file that holds it", when="\n" in found or "-----BEGIN" in found)
+    return Path(found)
 
 
 def number(value: object, least: int = 1) -> int:
@@ -70,7 +73,7 @@ def _network(part: str) -> Network:
         network = ip_network(part)
     except ValueError as error:
         raise InvalidValueError(
-            f"{part!r} is no address, nor a network with all bits after its prefix 0, such as 10.0.0.0/8"
+            "holds what is no address, nor a network with all bits after its prefix 0, such as 10.0.0.0/8"
         ) from error
     everywhere = f"{part} is every address, so that any client could say it is another: name your proxies"
     _refuse(everywhere, when=network.prefixlen == 0)
@@ -104,14 +107,14 @@ def auth_type(value: object) -> AuthType:
     """One of the vendor's auth types that this receiver serves."""
     name = text(value)
     _refuse("MEITUAN_DEFAULT is Meituan's own scheme, for its API alone: use MSS_A", when=name == "MEITUAN_DEFAULT")
-    _refuse(f"{name!r} is none of {', '.join(AuthType)}", when=name not in list(AuthType))
+    _refuse(f"is none of {', '.join(AuthType)}", when=name not in list(AuthType))
     return AuthType(name)
 
 
 def signature_form(value: object) -> str:
     """The name of a signature form, or ``auto``."""
     name = text(value)
-    _refuse(f"{name!r} is none of {AUTO}, {', '.join(FORMS)}", when=name not in (AUTO, *FORMS))
+    _refuse(f"is none of {AUTO}, {', '.join(FORMS)}", when=name not in (AUTO, *FORMS))
     return name
 
 

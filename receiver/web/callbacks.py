@@ -232,19 +232,17 @@ class Callback:
 
     async def _read_body(self, receive: Receive) -> bytes:
         """The body as sent; nothing is ever inflated. Past the limit nothing more is kept of it."""
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _RejectedError("disconnected")  # uvicorn drops the answer
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self._max_body_bytes:
+            chunk: bytes = message.get("body", b"")
+            if len(body) + len(chunk) > self._max_body_bytes:
                 raise _RejectedError("too_large")
-            chunks.append(chunk)
             if not message.get("more_body", False):
-                return b"".join(chunks)
+                return bytes(body + chunk) if body else chunk
+            body += chunk
 
 
 async def _answer(send: Send, status: int, body: bytes, *more_headers: Header) -> None:

@@ -13,8 +13,8 @@ from http.client import HTTPException
 import pytest
 
 from tests.helpers.proxies import CLIENT, SAMPLE, Proxy, caddy, nginx
+from tests.helpers.proxy_siege import besieged
 from tests.helpers.receiver import running, wait_until
-from tests.helpers.siege import besieged
 
 logger = logging.getLogger(__name__)
 

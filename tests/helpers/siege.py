@@ -1,106 +1,219 @@
-"""Clients that mean harm to what listens on a port of this machine, in a process of their own, for some seconds.
+"""Attacks on a listener, each in a process of its own, and senders that go on meanwhile.
 
-Run as `python -m tests.helpers.siege KIND PORT CONNECTIONS RATE SECONDS [TARGET]`; each connection comes from another
-address of the loopback network. It ends by itself, and prints how many connections and answers there were.
+Run as `python -m tests.helpers.siege KIND PORT CONNECTIONS PER_SECOND PAYLOAD`; it opens that many connections, from
+as many addresses of the loopback, sends the payload (in hex) on each, and holds them until its input ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
+import resource
+import selectors
+import socket
 import ssl
 import subprocess
 import sys
-from collections import Counter
+import threading
+import time
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-# The beginning of a TLS ClientHello, whose rest does not come.
-_HALF_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(20)
-_MOST_SECONDS = 60
-# One for all: to make one takes longer than a handshake.
-_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-_TLS.check_hostname, _TLS.verify_mode = False, ssl.CERT_NONE
+from tests.helpers.receiver import SAMPLES, Process
+
+SAMPLE = SAMPLES["SHOOT_SCRIPT_SWITCH"]
+SENDER = "127.0.0.2"
+_LARGE = 2**20  # bytes: the most that a body may have
+_HELD = 4000  # connections at most: beyond that the oldest are closed
+_ROUND = 0.01  # seconds
+_TIMEOUT = 60  # seconds for one callback, however busy the machine is
+
+
+def client_hello() -> bytes:
+    """The first message of a TLS handshake."""
+    out = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost").do_handshake()
+    return out.read()
 
 
 @contextmanager
-def besieged(  # noqa: PLR0913 (each is what makes a siege)
-    kind: str, port: int, *, connections: int, rate: int, seconds: int, target: str = "/"
-) -> Iterator[subprocess.Popen[str]]:
-    """A siege for as long as the block, at most `seconds`."""
-    command = [sys.executable, "-m", "tests.helpers.siege", kind, *map(str, (port, connections, rate, seconds)), target]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+def siege(
+    receiver: Process, connections: int, per_second: int, payload: bytes = b""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """An attack that lasts, once all its connections are made, until the block ends."""
+    arguments = [str(receiver.port), str(connections), str(per_second), payload.hex() or "-"]
+    command = [sys.executable, "-m", "tests.helpers.siege", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             yield process
         finally:
-            process.terminate()
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(_TIMEOUT)
 
 
-async def _open(port: int, tls: ssl.SSLContext | None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    source = f"127.{random.randrange(1, 250)}.{random.randrange(250)}.{random.randrange(1, 250)}"
-    name = "localhost" if tls else None
-    return await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=name, local_addr=(source, 0))
+def attack(port: int, connections: int, per_second: int, payload: bytes) -> None:
+    """Make the connections, `per_second` of them, and hold them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 2 * _HELD)), hard))
+    held: deque[socket.socket] = deque()
+    unsent = selectors.DefaultSelector()
+    began, made = time.monotonic(), 0
+    while made < connections:
+        due = min(connections, int((time.monotonic() - began) * per_second) + 1)
+        for _ in range(due - made):
+            one = socket.socket()
+            one.setblocking(False)
+            one.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: else the ports run out
+            host = f"127.{random.randrange(1, 255)}.{random.randrange(256)}.{random.randrange(1, 255)}"
+            one.bind((host, 0))
+            one.connect_ex(("127.0.0.1", port))
+            held.append(one)
+            if payload:
+                unsent.register(one, selectors.EVENT_WRITE)
+            if len(held) > _HELD:
+                oldest = held.popleft()
+                with contextlib.suppress(KeyError):
+                    unsent.unregister(oldest)
+                oldest.close()
+        made = due
+        if payload:
+            _send(unsent, payload)
+        else:
+            time.sleep(_ROUND)
+    end = time.monotonic() + 1
+    while payload and unsent.get_map() and time.monotonic() < end:
+        _send(unsent, payload)
 
 
-async def _attack(kind: str, port: int, target: str, pause: float, counts: Counter[str]) -> None:
-    """One client: it connects, and does the same again and again until it is thrown out."""
-    reader, writer = await _open(port, _TLS if kind in ("requests", "bodies") else None)
-    counts["connected"] += 1
+def _send(unsent: selectors.BaseSelector, payload: bytes) -> None:
+    for key, _ in unsent.select(_ROUND):
+        unsent.unregister(key.fileobj)
+        with contextlib.suppress(OSError):
+            key.fileobj.send(payload)  # type: ignore[union-attr] # which are sockets
+
+
+def large_bodies(receiver: Process, target: str, *, clients: int, is_chunked: bool) -> Counter[str]:
+    """What as many clients are answered who send a body of 1 MiB but for its end, and then wait."""
+    answers: Counter[str] = Counter()
+    trust = receiver.trust if receiver.tls else None
+    framing = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {_LARGE}"
+    raw = f"POST {target} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n".encode()
+    raw += b"%x\r\n" % _LARGE * is_chunked + b"x" * (_LARGE - 1)
+
+    async def client(number: int) -> None:
+        options: dict[str, Any] = {"ssl": trust, "server_hostname": "localhost"} if trust else {}
+        options["local_addr"] = f"127.{number % 200 + 1}.{number // 200 + 1}.7", 0
+        writer = None
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", receiver.port, **options)
+            writer.write(raw)
+            answers[(await reader.read(100))[9:12].decode() or "closed"] += 1
+        except OSError as error:
+            answers[type(error).__name__] += 1
+        finally:
+            if writer is not None:
+                writer.transport.abort()
+
+    async def run() -> None:
+        await asyncio.gather(*map(client, range(clients)))
+
+    asyncio.run(run())
+    return answers
+
+
+class Answered(NamedTuple):
+    """What a callback was answered, and after how many seconds."""
+
+    answer: str
+    seconds: float
+
+
+class Sender(threading.Thread):
+    """Sends callbacks from one address, on one connection or each on a new one, until told to stop."""
+
+    def __init__(self, receiver: Process, *, keeps: bool, pause: float = 0.02) -> None:
+        super().__init__()
+        self.answered: list[Answered] = []
+        self._receiver = receiver
+        self._trust = receiver.trust if receiver.tls else None
+        self._keeps = keeps
+        self._pause = pause
+        self._told_to_stop = threading.Event()
+        self._connection: socket.socket | None = None
+
+    def run(self) -> None:
+        """Send, and note what comes of it."""
+        while not self._told_to_stop.wait(self._pause):
+            began = time.monotonic()
+            try:
+                answer = self._post()
+            except OSError as error:
+                answer = repr(error)
+                self._close()
+            self.answered.append(Answered(answer, time.monotonic() - began))
+            if not self._keeps:
+                self._close()
+        self._close()
+
+    def end(self) -> None:
+        """Stop after the callback that is under way."""
+        self._told_to_stop.set()
+        self.join()
+
+    @property
+    def answers(self) -> Counter[str]:
+        """How often each answer came."""
+        return Counter(one.answer for one in self.answered)
+
+    def milliseconds(self, share: float) -> float:
+        """Within how long this share of the callbacks was answered."""
+        times = sorted(one.seconds for one in self.answered)
+        return 1000 * times[min(len(times) - 1, int(share * len(times)))]
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _post(self) -> str:
+        if self._connection is None:
+            self._connection = socket.create_connection(("127.0.0.1", self._receiver.port), _TIMEOUT, (SENDER, 0))
+            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._trust is not None:
+                self._connection = self._trust.wrap_socket(self._connection, server_hostname="localhost")
+        head = f"POST {self._receiver.target()} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(SAMPLE)}\r\n\r\n"
+        self._connection.sendall(head.encode() + SAMPLE)
+        received = b""
+        while b"}" not in received:
+            chunk = self._connection.recv(65536)
+            if not chunk:
+                raise ConnectionResetError("closed")
+            received += chunk
+        return received[9:12].decode()
+
+
+@contextmanager
+def senders(receiver: Process) -> Iterator[list[Sender]]:
+    """One that keeps its connection and one that does not. Each had a callback accepted when the block begins."""
+    both = [Sender(receiver, keeps=True), Sender(receiver, keeps=False)]
+    for sender in both:
+        sender.start()
     try:
-        if kind == "handshakes":
-            writer.write(_HALF_HELLO)
-        if kind == "bodies":
-            writer.write(f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000\r\n\r\n".encode())
-        while kind == "requests":
-            writer.write(f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}".encode())
-            head = await reader.readuntil(b"\r\n\r\n")
-            counts[head.split(maxsplit=2)[1].decode()] += 1
-            if length := head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]:
-                await reader.readexactly(int(length))
-            if b"connection: close" in head.lower():
-                return
-            await asyncio.sleep(pause)
-        while kind == "bodies" and not writer.is_closing():
-            writer.write(b"x")
-            await asyncio.sleep(1)
-        await reader.read()
+        while not all(sender.answered for sender in both):
+            time.sleep(0.01)
+        yield both
     finally:
-        counts["ended"] += 1
-        writer.close()
-
-
-async def _siege(kind: str, target: str, port: int, numbers: tuple[int, int, int]) -> None:
-    """So many connections at once, made anew when they end, with so many requests or new connections a second in all.
-
-    It lasts for so many seconds once all have been connected.
-    """
-    connections, rate, seconds = numbers
-    counts: Counter[str] = Counter()
-    pause = connections / rate
-
-    async def again() -> None:
-        while True:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                await _attack(kind, port, target, pause, counts)
-            await asyncio.sleep(pause)
-
-    tasks = []
-    for _ in range(connections):
-        tasks.append(asyncio.create_task(again()))
-        await asyncio.sleep(1 / rate)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_MOST_SECONDS):
-            while counts["connected"] < connections:  # noqa: ASYNC110 (it is only counted)
-                await asyncio.sleep(0.05)
-    await asyncio.sleep(min(seconds, _MOST_SECONDS))
-    print(json.dumps(counts), flush=True)  # noqa: T201 (what it is run for)
-    for task in tasks:
-        task.cancel()
+        for sender in both:
+            sender.end()
 
 
 if __name__ == "__main__":
-    _kind, _port, *_numbers, _target = sys.argv[1:]
-    _connections, _rate, _seconds = map(int, _numbers)
-    asyncio.run(_siege(_kind, _target, int(_port), (_connections, _rate, _seconds)))
+    _port, _connections, _per_second, _payload = sys.argv[1:]
+    attack(int(_port), int(_connections), int(_per_second), b"" if _payload == "-" else bytes.fromhex(_payload))
+    print("made", flush=True)  # noqa: T201 (for the one who waits for it)
+    sys.stdin.read()

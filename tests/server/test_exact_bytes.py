@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,9 +15,10 @@ from uvicorn.server import ServerState
 from receiver.delivery import Delivery
 from receiver.metrics import Metrics
 from receiver.protocol.signature import AuthType, Verifier, sign
+from receiver.rejections import Rejections
 from receiver.server.connection import Connection
 from receiver.server.limiter import ConnectionLimiter, Limits
-from receiver.web.callbacks import Callback, public_app
+from receiver.web.callbacks import Callback, Rejector, public_app
 from receiver.web.memory import BodyMemory
 from tests.helpers.receiver import KEY
 from tests.helpers.requests import ODD_HEADERS, Sent, chunked, requests, statuses
@@ -73,16 +75,20 @@ def exchange(pieces: list[bytes]) -> tuple[list[int], list[bytes]]:
             stored.append(delivery.body)
 
         verifier = Verifier(URL, AuthType.MSS_A, [KEY], tolerance=A_DAY)
+        metrics = Metrics()
+        rejector = Rejector(metrics, Rejections(Path("/nowhere/rejections.json"), ["default"]), ())
         callback = Callback(
             name="default",
             url=URL,
             verifier=verifier,
             append=append,
-            metrics=Metrics(),
+            metrics=metrics,
             max_body_bytes=2**20,
             memory=BodyMemory(2**20),
+            rejector=rejector,
         )
-        config = uvicorn.Config(public_app([callback]), http="httptools", ws="none", lifespan="off", log_config=None)
+        app = public_app([callback], rejector)
+        config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
         limiter = ConnectionLimiter[Connection](Limits(), "public", Metrics())
         connection = Connection(config, ServerState(), limiter, "192.0.2.1")
         limiter.add(connection, 0)
