@@ -153,6 +153,11 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             self._wait_for(State.CLOSING)
 
+    def end_drain(self) -> None:
+        """Close now if it is only kept open so that the client can read its answer."""
+        if self.state is State.CLOSING:
+            self.transport.close()
+
     def _authenticate(self) -> None:
         self._limiter.authenticate(self, self.loop.time())
 
@@ -364,7 +369,7 @@ class Connection(HttpToolsProtocol):
         if len(lines) > 1 or not cycle.keep_alive:  # the server ends: the second says that it closes
             return False
         cycle.response_started = cycle.response_complete = True
-        self.transport.write(b"HTTP/1.1 200 OK\r\n%b%b\r\n%b" % (lines[0], head, body))
+        self.transport.write(b"HTTP/1.1 200 OK\r\n%b%b\r\n%b" % (b"".join(lines), head, body))
         cycle.message_event.set()
         cycle.on_response()
         return True

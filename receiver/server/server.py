@@ -103,6 +103,8 @@ class Server:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=_LINGER)
+        for connection in list(self._limiter.connections):
+            connection.end_drain()
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()

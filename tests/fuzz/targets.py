@@ -119,7 +119,7 @@ def _everything_said(body: bytes) -> set[str] | None:
             found.add(value)
             if value.lstrip("-").isdecimal() and len(value) < 30:
                 found.add(str(int(value)))
-        elif isinstance(value, int):
+        elif isinstance(value, int | float):
             found.add(str(value))
 
     try:

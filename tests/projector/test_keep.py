@@ -193,6 +193,8 @@ def test_nothing_expires_during_an_outage(tmp_path: Path, monkeypatch: pytest.Mo
     with started(tmp_path, f"sqlite:///{link}", LONG, clock=lambda: now[0]) as line:
         line.put_each(*numbered(0, 3))
         line.drain()
+        wait_until(lambda: line.metric("database_up") == 1, "what was stored, offered to a new database")
+        line.settle()
         link.unlink()
         link.mkdir()
         os.kill(line.worker, signal.SIGKILL)
@@ -203,7 +205,9 @@ def test_nothing_expires_during_an_outage(tmp_path: Path, monkeypatch: pytest.Mo
         sql(f"sqlite:///{there}", "DELETE FROM events WHERE job_id = 'job-1'")
         link.rmdir()
         link.symlink_to(there)
-        wait_until(lambda: line.metric("events_restored_total") == 1, "what was lost")
+        wait_until(lambda: line.metric("database_up") == 1, "the database")
+        line.settle()
+        assert line.metric("events_restored_total") == 1
         now[0] += 2 * LONG
         wait_until(lambda: line.run(line.journal.read_kept(0, 10)) == [], "a removal")
     assert stored(f"sqlite:///{there}") == jobs(0, 3)
