@@ -8,7 +8,7 @@ import socket
 from collections.abc import MutableMapping
 
 _BACKLOG = 4096
-_RECEIVE_BUFFER = 2**16  # bytes of each connection, in the kernel and in one read: much more than a callback has
+_RECEIVE_BUFFER = 2**14
 _OTHER_FILES = 128  # beside connections: the journal, the database, the log
 
 
