@@ -8,6 +8,8 @@ import socket
 from collections.abc import MutableMapping
 
 _BACKLOG = 4096
+# Bytes of each connection, in the kernel and in one read: much more than a callback has. Over TLS what is read at once
+# is in memory three times, and its place is kept for as long as the connection.
 _RECEIVE_BUFFER = 2**14
 _OTHER_FILES = 128  # beside connections: the journal, the database, the log
 
