@@ -55,7 +55,8 @@ def count_streams(stale_before: datetime) -> Select[tuple[str, int, int]]:
 
     Those are without END, and without an event since `stale_before`.
     """
-    has_event = exists().where(
+    # A column is named because a role may not be allowed to read them all.
+    has_event = exists(events.c.job_id).where(
         events.c.job_id == jobs.c.job_id, events.c.sent_at >= stale_before, events.c.sent_at <= jobs.c.sent_until
     )
     # Where its range ends later than its latest event can be before it, there is no need to look for that event.
