@@ -23,14 +23,16 @@ SELECT run_command_on_workers('SELECT pg_reload_conf()') \g /dev/null
 BEGIN;
 SET citus.enable_ddl_propagation = off;  -- what is temporary is of this node alone
 
--- The receiver's tables that are spread, and by which column: all that is of one job is on one node. A table without
--- a job or a digest is small, and stays on the coordinator.
+-- The receiver's tables, and by which column they are spread: all that is of one job is on one node. A table without a
+-- job or a digest is small: each node has the whole of it. alembic_version stays on the coordinator.
 CREATE TEMP VIEW spread AS
 SELECT
-    c.oid, c.relname, CASE WHEN bool_or(a.attname = 'job_id') THEN 'job_id' ELSE 'digest' END AS by_column,
+    c.oid, c.relname,
+    CASE WHEN bool_or(a.attname = 'job_id') THEN 'job_id' WHEN bool_or(a.attname = 'digest') THEN 'digest' END
+        AS by_column,
     EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = c.oid) AS is_done
-FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname IN ('job_id', 'digest')
-WHERE c.relkind = 'r' AND c.relnamespace = to_regnamespace(quote_ident(:'schema'))
+FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
+WHERE c.relkind = 'r' AND c.relname <> 'alembic_version' AND c.relnamespace = to_regnamespace(quote_ident(:'schema'))
     AND c.relowner = (SELECT relowner FROM pg_class WHERE oid = to_regclass(format('%I.events', :'schema')))
     -- Shards are tables too, and some nodes show them.
     AND NOT EXISTS (
@@ -116,7 +118,9 @@ WHERE f.prosrc NOT LIKE '%pg_dist_shard%' \gexec
 SELECT create_distributed_table(oid, by_column, colocate_with => 'none', shard_count => :shards)
 FROM spread WHERE NOT is_done AND relname IN ('jobs', 'quarantine') ORDER BY relname \g /dev/null
 SELECT create_distributed_table(oid, by_column, colocate_with => format('%I.jobs', :'schema'))
-FROM (SELECT * FROM spread WHERE NOT is_done ORDER BY relname = 'events', relname) AS rest \g /dev/null
+FROM (SELECT * FROM spread WHERE NOT is_done AND by_column = 'job_id' ORDER BY relname = 'events', relname) AS rest
+\g /dev/null
+SELECT create_reference_table(oid) FROM spread WHERE NOT is_done AND by_column IS NULL \g /dev/null
 
 -- A view is read with the rights of who asks: it must not have the columns that nobody may read, not even unused.
 SELECT format(

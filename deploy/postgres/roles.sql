@@ -10,6 +10,7 @@
 -- Run by an owner who may not make roles, it does what an owner may, and says what a superuser has to do; then, and
 -- where the reader could read a body or a stream key, psql ends with the exit code 3.
 \set ON_ERROR_STOP on
+\set QUIET on
 \getenv owner_password METASTUDIO_OWNER_PASSWORD
 \getenv store_password METASTUDIO_STORE_PASSWORD
 \getenv reader_password METASTUDIO_READER_PASSWORD
@@ -193,3 +194,4 @@ DO $$ BEGIN
         RAISE EXCEPTION 'all else is done: have a superuser run the statements above, then run this again';
     END IF;
 END $$;
+\echo 'the roles have what they need, and the reader cannot get at a body or a stream key'

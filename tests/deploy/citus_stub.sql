@@ -75,3 +75,19 @@ BEGIN
         );
     END LOOP;
 END $$;
+
+-- A table that each node has the whole of: one shard, of all rows.
+CREATE FUNCTION pg_catalog.create_reference_table(table_name regclass) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    own pg_class := (SELECT c FROM pg_class AS c WHERE oid = table_name);
+    id bigint := nextval('pg_dist_shardid_seq');
+    shard text := own.relnamespace::regnamespace || '.' || quote_ident(own.relname || '_' || id);
+BEGIN
+    IF EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = table_name) THEN
+        RAISE EXCEPTION 'table "%" is already distributed', table_name;
+    END IF;
+    INSERT INTO pg_dist_partition VALUES (table_name, 'n', NULL, nextval('pg_dist_colocationid_seq'), 't');
+    EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL)', shard, table_name);
+    EXECUTE format('ALTER TABLE %s OWNER TO %I', shard, pg_get_userbyid(own.relowner));
+    INSERT INTO pg_dist_shard VALUES (table_name, id, 't', NULL, NULL);
+END $$;

@@ -13,6 +13,7 @@ VIEWS = (
     "alembic_version",  # a table, as are jobs and streams
     "jobs",
     "live_jobs",
+    "ordered_events",
     "reply_command_finish",
     "rtmp_stream_state_change",
     "script_timeline",
@@ -35,7 +36,7 @@ def test_it_reads_the_views(monitored: Stack) -> None:
     for view in VIEWS:
         rows = monitored.rows(f"SELECT * FROM {view}")
         assert rows, view
-        assert not rows[0].keys() & {"stream_key", "body", "digest"}, view
+        assert not rows[0].keys() & {"stream_key", "body"}, view
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,8 @@ def test_all_queries_of_the_documentation_are_run() -> None:
 @pytest.mark.parametrize("arguments", [["history"], ["history", UP.job_id], ["report"]], ids=" ".join)
 def test_it_can_run_the_commands(monitored: Stack, arguments: list[str]) -> None:
     """The commands for people who look at streams need no more than this role."""
-    environ = {"RECEIVER_DATABASE_URL": monitored.reader.render_as_string(hide_password=False), "RECEIVER_KEY": "key"}
+    url = monitored.reader.render_as_string(hide_password=False).replace(" ", "%20")  # of the password
+    environ = {"RECEIVER_DATABASE_URL": url, "RECEIVER_KEY": "key"}
     result = CliRunner().invoke(main, arguments, env=environ)
     assert result.exit_code == 0, result.output
     assert UP.room_id in result.stdout
@@ -78,7 +80,6 @@ def test_it_may_nothing_else(monitored: Stack) -> None:
         "SELECT * FROM events",
         "SELECT stream_key FROM events",
         "SELECT * FROM quarantine",
-        "SELECT * FROM ordered_events",
         "UPDATE streams SET state = 'END'",
         "UPDATE stale_after SET seconds = 1",
         "DELETE FROM jobs",
