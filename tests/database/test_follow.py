@@ -76,7 +76,8 @@ def test_one_job(database: Database) -> None:
         rows = [reply(), reply("other"), reply("job1")]
         database.store(rows, [])
         assert given(follower) == numbers(rows)[:1]
-    assert len(vars(follower)["_given"]) <= 2
+    if not database.is_sqlite:  # where ids may be given again
+        assert len(vars(follower)["_given"]) <= 2
 
 
 class Receivers:
@@ -178,6 +179,21 @@ def test_deleted_events(database: Database) -> None:
         assert sorted(given(follower)) == sorted(numbers(rows))
 
 
+def test_ids_that_are_given_again(database: Database) -> None:
+    """Events that got the ids of deleted ones since the last call are given, and none of those that stayed again."""
+    database.store([reply() for _ in range(20)], [])
+    follower = Follower(database)
+    database.store([reply("test") for _ in range(9)], [])
+    assert len(given(follower)) == 9
+    for size in (9, 3, 30):
+        for _ in delete_job(database, "test"):
+            pass
+        rows = [reply("test") for _ in range(size)]
+        database.store(rows, [])
+        assert sorted(given(follower)) == sorted(numbers(rows))
+        assert given(follower) == []
+
+
 def test_error_between(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a call that failed on its way the next one gives what is left, and nothing again."""
     follower = Follower(database)
@@ -206,7 +222,11 @@ def test_only_the_newest_are_read(database: Database) -> None:
     with database.transaction() as connection:
         if not database.is_sqlite:  # so small a table would be read whole
             connection.execute(text("SET LOCAL enable_seqscan = off"))
-        for query in ("* FROM ordered_events WHERE id > 90 ORDER BY id LIMIT 1000", "max(id) FROM ordered_events"):
+        for query in (
+            "* FROM ordered_events WHERE id > 90 ORDER BY id LIMIT 1000",
+            "id, digest FROM ordered_events WHERE id = (SELECT max(id) FROM ordered_events)",
+            "digest FROM ordered_events WHERE id = 90",
+        ):
             plan = "\n".join(str(row[-1]) for row in connection.execute(text(f"{explain} SELECT {query}")))
             assert re.search(r"events_id|INTEGER PRIMARY KEY|^SEARCH events$", plan), plan
             assert "SCAN" not in plan
