@@ -41,8 +41,8 @@ def store(line: Line, first: int, last: int) -> None:
 
 
 def url_of_the_guide(cluster: Cluster) -> str:
-    """The URL that docs/how-to/postgresql.md shows, with the names of these servers."""
-    (block,) = blocks("docs/how-to/postgresql.md", "Replication and failover", language="text")
+    """The URL that docs/how-to/postgresql-failover.md shows, with the names of these servers."""
+    (block,) = blocks("docs/how-to/postgresql-failover.md", "Name all servers", language="text")
     url = block.text.strip().replace("metastudio:change-me@", f"{ROLE}@")
     for name, node in (("db1:5432", cluster.first), ("db2:5432", cluster.second)):
         assert name in url
