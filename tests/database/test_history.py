@@ -112,10 +112,10 @@ def printed(url: str, *arguments: str) -> str:
     return result.stdout
 
 
-def on_terminal(url: str, *arguments: str) -> str:
-    """What a terminal of 80 columns is sent."""
+def on_terminal(url: str, *arguments: str, columns: int = 80) -> str:
+    """What a terminal is sent."""
     own, other = pty.openpty()
-    termios.tcsetwinsize(own, (24, 80))
+    termios.tcsetwinsize(own, (24, columns))
     environ = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     environ |= {"RECEIVER_DATABASE_URL": url, "RECEIVER_KEY": KEY, "TERM": "xterm-256color"}
     command = [sys.executable, "-m", "receiver", "history", *arguments]
@@ -405,6 +405,13 @@ def test_terminal(sqlite_url: str) -> None:
     assert cell_len(ended.partition("END")[0]) == cell_len(silent.partition("stale")[0])
     assert "很长的" in drawn
     assert "…" in drawn
+
+
+def test_narrow_terminal(sqlite_url: str) -> None:
+    """A terminal with less than 80 columns is sent the same lines, and breaks them itself: no number is cut off."""
+    put(sqlite_url, *LIVESTREAM)
+    assert plain(on_terminal(sqlite_url, columns=40)) == plain(on_terminal(sqlite_url))
+    assert "…" not in on_terminal(sqlite_url, columns=40)
 
 
 def test_nothing_is_cut_off_without_a_terminal(sqlite_url: str) -> None:
