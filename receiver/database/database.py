@@ -58,8 +58,9 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads, without limits of time: no other transaction waits for it."""
-        with self._engine.execution_options(**{READ_ONLY: True}).begin() as connection:
+        """A transaction that only reads, for as long as the server answers: no other transaction waits for it."""
+        engine = self._engine.execution_options(**{READ_ONLY: True})
+        with self._deadline.watch(patient=True), engine.begin() as connection:
             self._lift_limits(connection)
             yield connection
 

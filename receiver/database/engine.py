@@ -90,12 +90,20 @@ class Deadline:
             event.listen(engine, "connect", self._remember, insert=True)
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Shut the connections down if the block takes longer than the deadline."""
-        is_over = threading.Event()
-        timer = threading.Timer(self._seconds, self._cut, [is_over])
-        timer.daemon = True
-        timer.start()
+    def watch(self, *, patient: bool = False) -> Iterator[None]:
+        """Shut the connections down if the block takes longer than the deadline.
+
+        With `patient` it may, as long as the server answers others: then it is at work, and not frozen.
+        """
+        is_over, is_done = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            while not is_done.wait(self._seconds):
+                if not patient or (self._is_silent() and not is_done.is_set()):
+                    self._cut(is_over)
+                    return
+
+        threading.Thread(target=wait, daemon=True).start()
         try:
             yield
         except SQLAlchemyError as error:
@@ -105,10 +113,26 @@ class Deadline:
             silence.detail = list(getattr(error, "detail", ()))
             raise silence from error
         finally:
-            timer.cancel()
+            is_done.set()
 
     def _remember(self, connection: PostgreSQLConnection[Any], _record: object) -> None:
         self._connections.add(connection)
+
+    def _is_silent(self) -> bool:
+        """Whether a server does not answer a new connection in time: that it takes no more is an answer."""
+        import psycopg  # noqa: PLC0415 (as above)
+
+        for info in [one.info for one in self._connections if not one.closed]:
+            # Of several hosts the one that is asked.
+            where = {"host": info.host, "hostaddr": info.hostaddr, "port": str(info.port), "password": info.password}
+            try:
+                known = {name: value for name, value in where.items() if value}
+                psycopg.connect(psycopg.conninfo.make_conninfo(info.dsn, **known)).close()
+            except psycopg.errors.ConnectionTimeout:
+                return True
+            except psycopg.Error:
+                continue
+        return False
 
     def _cut(self, is_over: threading.Event) -> None:
         is_over.set()
