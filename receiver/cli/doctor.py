@@ -46,7 +46,11 @@ def doctor(  # noqa: PLR0913 (the command's options)
     nothing has to be captured: it is about what the running receiver has rejected.
     """
     if database:
-        open_database()
+        if not open_database().may_store():
+            raise click.ClickException(
+                "database_url: the role may not store events: give that of the tables' owner, or the one that"
+                " deploy/postgres/roles.sql makes for it"
+            )
         click.echo(f"the database can be used: {masked(read_settings())['database_url']}")
         return
     if last is not None:

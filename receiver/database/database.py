@@ -16,7 +16,7 @@ from receiver.database.errors import refusals
 from receiver.database.insert import Key, Row, distinct, insert_new
 from receiver.database.migration import READ_REVISION, REVISION, require_revision, revision_of, upgrade
 from receiver.database.postgresql import READ_ONLY
-from receiver.database.schema import events, jobs, quarantine, stale_after
+from receiver.database.schema import events, jobs, quarantine, stale_after, streams
 from receiver.database.streams import count_streams, newest_states, place_in_second, set_streams
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,15 @@ class Database:
         """Raise `SchemaError` unless the schema is this program's."""
         with self.transaction(read_only=True) as connection:
             require_revision(connection)
+
+    def may_store(self) -> bool:
+        """Whether the role may do what a receiver does with its tables."""
+        if self.is_sqlite:
+            return True
+        needed = [(table.name, "INSERT") for table in (events, quarantine, jobs, streams)]
+        needed += [(table.name, "UPDATE") for table in (jobs, streams, stale_after)]
+        with self.transaction(read_only=True) as connection:
+            return all(connection.scalar(select(func.has_table_privilege(*one))) for one in needed)
 
     def store(self, event_rows: Sequence[Row], quarantine_rows: Sequence[Row], *, release: int | None = None) -> Stored:
         """Store all rows in one transaction, and delete the quarantined row with the id `release`.

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import URL
 from sqlalchemy.exc import ProgrammingError
 
+from receiver.cli import main
 from receiver.database import schema
 from receiver.database.copy import copy
 from receiver.database.database import Database
@@ -24,7 +26,7 @@ from tests.helpers.database import sql
 from tests.helpers.debian_postgres import DebianPostgreSQL
 from tests.helpers.pages import ROOT, blocks
 from tests.helpers.postgres import PostgreSQL, PrivatePostgreSQL
-from tests.helpers.receiver import SAMPLES, running, wait_until
+from tests.helpers.receiver import KEY, SAMPLES, running, wait_until
 from tests.helpers.shell import run
 
 FOLDER = ROOT / "deploy/postgres"
@@ -113,6 +115,15 @@ def test_serve_stores_as_the_store(site: Site, tmp_path: Path) -> None:
     assert sql(owner, f"SELECT events, state FROM live_jobs {of_job}") == [{"events": 4, "state": "END"}]
     assert sql(owner, f"SELECT state FROM streams {of_job}") == [{"state": "END"}]
     assert {row["body"] for row in sql(owner, "SELECT body FROM quarantine")} == {b"not JSON"}
+
+
+def test_doctor_knows_who_may_store(site: Site) -> None:
+    """The owner and the store can be the receiver's role, the reader cannot, and is told so."""
+    for role, exit_code in (("metastudio", 0), ("metastudio_store", 0), ("metastudio_reader", 1)):
+        environ = {"RECEIVER_DATABASE_URL": site.url(role), "RECEIVER_KEY": KEY}
+        done = CliRunner().invoke(main, ["doctor", "--database"], env=environ)
+        assert done.exit_code == exit_code, done.output
+        assert ("the role may not store events" in done.output) == (exit_code == 1)
 
 
 @pytest.mark.parametrize(
