@@ -30,6 +30,8 @@ _REMEDIES = {
     "resolve host": "correct the host in `database_url`, or see why its name cannot be resolved",
     "lock timeout": "see in pg_stat_activity who holds the lock",
     "statement timeout": "see in pg_stat_activity what keeps the server busy",
+    "not a database": "correct `database_url`, or restore the file from a backup",
+    "malformed": "restore the file from a backup, and bring over what can still be read with `receiver copy`",
     "": "see that `database_url` is right, and that the server is up and can be reached from here",
 }
 

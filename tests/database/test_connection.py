@@ -200,6 +200,15 @@ def test_remedies(server: PrivatePostgreSQL, url: str) -> None:
         assert remedy in remedy_of(caught.value), problem_of(caught.value)
 
 
+def test_file_that_is_no_database(tmp_path: Path) -> None:
+    """What to do about a file that SQLite cannot read is not about servers."""
+    (tmp_path / "receiver.db").write_text("something else")
+    environ = {"RECEIVER_KEY": KEY, "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path}/receiver.db"}
+    done = CliRunner().invoke(main, ["history"], env=environ)
+    assert done.exit_code == 1
+    assert "file is not a database: correct `database_url`, or restore the file from a backup" in done.stderr
+
+
 def test_serving_shows_no_password(server: PrivatePostgreSQL, url: str, tmp_path: Path) -> None:
     """Neither the banner nor the log of a receiver whose database fails shows a part of an awkward password."""
     wrong = url.replace("/postgres", "/nothing")
