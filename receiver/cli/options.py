@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 
 from receiver.database.database import Database
 from receiver.protocol.signature import LAST_SECOND
+from receiver.settings.database_url import UrlInFile
 from receiver.settings.load import DEFAULT_FILE, load
 from receiver.settings.settings import EndpointSettings, Settings
 
@@ -44,7 +45,8 @@ def open_database(*, read_only: bool = False) -> Database:
     parsed = make_url(url)
     if read_only and parsed.get_backend_name() == "postgresql" and "target_session_attrs" not in parsed.query:
         parsed = parsed.update_query_dict({"target_session_attrs": "any"})
-        url = parsed.render_as_string(hide_password=False)
+        to_any = parsed.render_as_string(hide_password=False)
+        url = UrlInFile(to_any, url.file) if isinstance(url, UrlInFile) else to_any
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
         # Whose user makes it owns it: let that be the receiver's.
         raise click.ClickException(f"database_url: {parsed.database} is no file: `receiver serve` makes it")

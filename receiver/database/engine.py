@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from receiver.database import postgresql
 from receiver.database.postgresql import READ_ONLY
+from receiver.settings.database_url import UrlInFile
 
 if TYPE_CHECKING:  # the driver takes a tenth of a second to load, and is not needed for SQLite
     from psycopg import Connection as PostgreSQLConnection
@@ -30,7 +31,7 @@ def connect(url: str) -> Engine:
     """An engine for SQLite or PostgreSQL that holds one connection."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return postgresql.connect(parsed)
+        return postgresql.connect(parsed, url if isinstance(url, UrlInFile) else None)
     engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": _BUSY_TIMEOUT})
     event.listen(engine, "do_connect", _make_file)
     event.listen(engine, "connect", _set_up_sqlite)

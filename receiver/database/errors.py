@@ -12,7 +12,7 @@ _REFUSALS = frozenset({"22", "23", "44", "54", "P0"})
 
 # What the server, a pooler or the driver says, and what to do about it: of several that fit, the first.
 _REMEDIES = {
-    "password authentication failed": "correct the user or the password in `database_url`",
+    "password authentication failed": "correct the user or the password in `database_url` or its file",
     "no password supplied": "give the password in `database_url`, or in the file that PGPASSFILE names",
     "pg_hba.conf": "allow the role to connect from this machine in the server's pg_hba.conf",
     "unsupported startup parameter": "take PGOPTIONS and the service's options away, which the pooler refuses",

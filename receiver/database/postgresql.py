@@ -9,10 +9,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import ExceptionContext
 
-from receiver.settings.database_url import options, servers
+from receiver.settings.database_url import UrlInFile, options, servers
+from receiver.settings.parsers import InvalidValueError
 
 # What the URL may set otherwise. `primary` and not `read-write`: a role may have default_transaction_read_only.
 # keepalives and tcp_user_timeout: after a partition this side does not wait for the other for hours.
@@ -55,8 +56,11 @@ _TRANSACTION_TIMEOUT_SINCE = (17,)
 READ_ONLY = "read_only"  # the execution option of a transaction that writes nothing
 
 
-def connect(url: URL) -> Engine:
-    """An engine for PostgreSQL that holds one connection. In its errors it says where the URL leads."""
+def connect(url: URL, source: UrlInFile | None = None) -> Engine:
+    """An engine for PostgreSQL that holds one connection. In its errors it says where the URL leads.
+
+    With a `source`, each connection is made with what its file then holds; only the URL's `options` stay.
+    """
     own = options(url)
     engine = create_engine(
         url.difference_update_query(["options"]),
@@ -90,10 +94,29 @@ def connect(url: URL) -> Engine:
         if context.sqlalchemy_exception is not None:
             context.sqlalchemy_exception.add_detail(servers(url))
 
+    def read_anew(dialect: Dialect, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
+        nonlocal url
+        if source is not None:
+            url = _now(source, dialect)
+            parameters.update(dialect.create_connect_args(url.difference_update_query(["options"]))[1])
+
+    event.listen(engine, "do_connect", read_anew)
     event.listen(engine, "connect", set_up)
     event.listen(engine, "begin", begin)
     event.listen(engine, "handle_error", say_where)
     return engine
+
+
+def _now(source: UrlInFile, dialect: Dialect) -> URL:
+    """The URL that the file holds now. What is wrong with it is reported like any other error of the database."""
+    failure: type[Exception] = dialect.loaded_dbapi.OperationalError
+    try:
+        url = make_url(source.now())
+    except InvalidValueError as error:
+        raise failure(f"database_url_file: {error}") from error
+    if url.get_backend_name() != dialect.name:
+        raise failure("database_url_file: holds another kind of database now: restart the receiver")
+    return url
 
 
 def _connection_arguments(url: URL) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 from typing import Any, Self
 
 from receiver.projector.messages import HEAD, ClosedError, Kind, frame, in_json
+from receiver.settings.database_url import UrlInFile
 
 _TIME_TO_END = 1.0  # seconds, before it is killed
 
@@ -41,7 +42,8 @@ class WorkerProcess:
             own.close()
             raise
         # The URL is a secret, which arguments and environment would show.
-        settings = {"database_url": database_url, "stale_after": stale_after}
+        file = str(database_url.file) if isinstance(database_url, UrlInFile) else None
+        settings = {"database_url": database_url, "database_url_file": file, "stale_after": stale_after}
         worker._writer.write(frame(Kind.SETTINGS, in_json(settings)))
         return worker
 

@@ -32,6 +32,7 @@ from receiver.projector.messages import BATCHES, ClosedError, Kind
 from receiver.projector.outage import Outages
 from receiver.projector.recovery import recover_all
 from receiver.projector.store import Store
+from receiver.settings.database_url import UrlInFile
 
 _NICE = 10  # so that it does not keep a processor from the callbacks
 _FIRST_TO_BE_KILLED = "500"  # for want of memory, where the one that takes callbacks has 0
@@ -159,7 +160,11 @@ def main() -> None:
         channel = Channel(connection)
         message = channel.receive()
         if message is not None:
-            worker = Worker(channel, **json.loads(message[1]))
+            settings = json.loads(message[1])
+            file = settings.pop("database_url_file", None)
+            if file is not None:
+                settings["database_url"] = UrlInFile(settings["database_url"], Path(file))
+            worker = Worker(channel, **settings)
             gc.freeze()  # all that was imported, which is not searched for garbage again and again
             worker.run()
 

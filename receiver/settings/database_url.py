@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Self
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from receiver.settings.parsers import InvalidValueError, text
+from receiver.settings.parsers import InvalidValueError, content, path, text
 
 POSTGRESQL = "postgresql+psycopg"
 # What the URL may hold before the @ (RFC 3986, 3.2.1): anything else is percent-encoded. Letters of any language are
@@ -44,6 +46,28 @@ def database_url(value: object) -> str:
     if scheme == POSTGRESQL:
         _check_query(parsed)
     return url
+
+
+class UrlInFile(str):  # noqa: SLOT000 (a slot that mypy would not see)
+    """The URL that a file held, and the file, which may hold another one by now: its password may change."""
+
+    file: Path
+
+    def __new__(cls, url: str, file: Path) -> Self:
+        """`url` with its file."""
+        made = super().__new__(cls, url)
+        made.file = file
+        return made
+
+    def now(self) -> str:
+        """What the file holds now; raises `InvalidValueError`."""
+        return database_url(content(self.file, "the URL alone"))
+
+
+def database_url_in_file(value: object) -> UrlInFile:
+    """The URL that the named file holds, without the line end that editors add."""
+    file = path(value)
+    return UrlInFile(database_url(content(file, "the URL alone")), file)
 
 
 def _check_encoded(rest: str) -> None:

@@ -48,6 +48,8 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Settings:
         raise SettingsError(f"{where}: is for one endpoint, but there are [[endpoints]]: move it into one of them")
     fields = {_ALL[name].field for name in given}
     values = {name: values[name] for name in values if name not in _ALL or _ALL[name].field not in fields} | given
+    if "database_url" in values and "database_url_file" in values:
+        raise SettingsError("database_url: is set, and so is database_url_file: set only one of them")
     settings = Settings(endpoints=_endpoints(values), **_parse_all(_PROCESS, values))
     _check_files(settings)
     return settings

@@ -134,13 +134,17 @@ def key_or_none(value: object) -> str:
 
 def key_in_file(value: object) -> str:
     """The key that the named file holds, without the line end that editors add."""
+    return key(content(path(value), "the key alone"))
+
+
+def content(file: Path, what: str) -> str:
+    """What stands in a file, which holds `what`, without the line end that editors add."""
     try:
-        content = path(value).read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         problem = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        # Without the path, in case somebody set it to the key itself.
-        raise InvalidValueError(f"{problem}: name a file that holds the key alone") from error
-    return key(content.removesuffix("\n"))
+        # Without the path, in case somebody set it to the secret itself.
+        raise InvalidValueError(f"{problem}: name a file that holds {what}") from error
 
 
 def _refuse(problem: str, *, when: object) -> None:

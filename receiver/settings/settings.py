@@ -106,6 +106,10 @@ class Settings:
         "sqlite:///var/receiver.db",
         "The database, as `sqlite:///PATH` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`.",
         mask=lambda settings: urls.public(settings.database_url),
+        file=(
+            urls.database_url_in_file,
+            "A file that holds the URL alone, in place of `database_url`; it is read anew for each connection.",
+        ),
     )
     stream_stale_after: int = setting(
         parsers.number, 43200, "Seconds without an event after which a job that never sent END counts as stale."

@@ -19,7 +19,7 @@ from receiver.database.engine import Deadline, connect
 from receiver.database.errors import problem_of, remedy_of
 from tests.helpers.database import sql
 from tests.helpers.postgres import PrivatePostgreSQL
-from tests.helpers.receiver import KEY, free_port, running, wait_until
+from tests.helpers.receiver import KEY, SAMPLES, free_port, running, wait_until
 
 PASSWORD = "QX@/#Z:%J[é"
 START = "postgresql+psycopg://"
@@ -218,3 +218,45 @@ def test_serving_shows_no_password(server: PrivatePostgreSQL, url: str, tmp_path
     assert f"receiver:***@127.0.0.1:{server.port}/nothing" in said
     assert '"since": "' in said
     assert not [PASSWORD[at : at + 2] for at in range(len(PASSWORD) - 1) if PASSWORD[at : at + 2] in said]
+
+
+def test_password_that_changes(server: PrivatePostgreSQL, url: str, tmp_path: Path) -> None:
+    """A receiver stores again once the file of its URL holds the role's new password, and so does each command.
+
+    Neither is started anew, and none of the passwords is shown.
+    """
+    superuser = server.url.render_as_string(hide_password=False)
+    file, changed = tmp_path / "database-url", url.replace("receiver:", "receiver:new-")
+    file.write_text(f"{url}\n")
+    command = {"RECEIVER_KEY": KEY, "RECEIVER_DATABASE_URL_FILE": str(file)}
+    assert CliRunner().invoke(main, ["migrate"], env=command).exit_code == 0
+
+    def count() -> object:
+        return sql(superuser, "SELECT count(*) AS count FROM events")[0]["count"]
+
+    with running(tmp_path, RECEIVER_DATABASE_URL_FILE=str(file)) as receiver:
+        receiver.post(SAMPLES["SHOOT_SCRIPT_SWITCH"])
+        wait_until(lambda: count() == 1, "the first event")
+        try:
+            sql(superuser, f"ALTER ROLE receiver PASSWORD '{'new-' + PASSWORD}'".replace(":", r"\:"))
+            sql(superuser, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'receiver'")
+            wait_until(lambda: "password authentication failed" in receiver.log, "what is wrong")
+            assert receiver.post(SAMPLES["REPLY_COMMAND_FINISH"]).status == 200
+            failed = CliRunner().invoke(main, ["doctor", "--database"], env=command)
+            assert (failed.exit_code, "correct the user or the password" in failed.stderr) == (1, True)
+            assert count() == 1
+            file.write_text("no URL\n")
+            wait_until(lambda: "database_url_file: is neither" in receiver.log, "what is wrong with the file")
+            new = tmp_path / "new"
+            new.write_text(f"{changed}\n")
+            new.replace(file)
+            wait_until(lambda: count() == 2, "the second event")
+            wait_until(lambda: "database up again" in receiver.log, "the end of the outage")
+            shown = CliRunner().invoke(main, ["doctor", "--database"], env=command)
+            assert shown.exit_code == 0, shown.output
+            assert receiver.metric("projector_restarts_total") == 0
+        finally:
+            sql(superuser, f"ALTER ROLE receiver PASSWORD '{PASSWORD}'".replace(":", r"\:"))
+        assert receiver.stop() == 0
+        texts = (receiver.log, (tmp_path / "serve.out").read_text(), failed.output, shown.output)
+        assert all(part not in text for text in texts for part in ("QX", "%23Z", "new-"))

@@ -15,9 +15,11 @@ from receiver.settings.settings import EndpointSettings, Settings
 from tests.helpers.configuration import toml, write
 
 SETTINGS = declared(EndpointSettings) | declared(Settings)
-# A value of every kind: each setting takes the first that its parser takes. "sample" is a file too, with a key in it.
+# A value of every kind: each setting takes the first that its parser takes. "sample" is a file too, with a key in it,
+# and "url" one with a database's URL.
 VALUES = (
     "sample",
+    "url",
     "4194304",
     "MSS_A_HEAD",
     "host-sorted-hex",
@@ -34,6 +36,7 @@ VALUES = (
 def samples(folder: Path) -> dict[str, str]:
     """A value for each declared setting that is not its default."""
     (folder / "sample").write_text("key in a file")
+    (folder / "url").write_text("sqlite:///in-a-file.db\n")
     return {name: sample(setting) for name, setting in SETTINGS.items()}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from receiver.protocol.signature import AuthType
 from receiver.settings.load import SettingsError, load
-from receiver.settings.settings import EndpointSettings, Settings
+from receiver.settings.settings import EndpointSettings, Settings, masked
 from tests.helpers.configuration import ENDPOINTS, KEY, PREVIOUS_KEY, SECRET, make, refused, toml, variable, write
 
 URL = "live_event_type_callback_url"
@@ -135,6 +135,24 @@ def test_a_variable_for_the_key_replaces_the_files_key_file_and_the_reverse() ->
 
     assert load(write('key_file = "key"'), {"RECEIVER_KEY": KEY}).endpoints[0].key == KEY
     assert load(write('key = "x"'), {"RECEIVER_KEY_FILE": "key"}).endpoints[0].key == "from the key file"
+
+
+def test_the_databases_url_in_a_file() -> None:
+    """It is what stands in database_url_file, masked like any other; the environment wins, and one alone may be set."""
+    url = "postgresql+psycopg://me:the-password@db/receiver"
+    Path("url").write_text(f"{url}\n", encoding="utf-8")
+    Path("other").write_text("the-password", encoding="utf-8")
+    settings = load(write(toml({"key": KEY, "database_url_file": "url"})), {})
+    assert (settings.database_url, "the-password" in f"{settings!r} {masked(settings)}") == (url, False)
+    assert load(write(toml({"key": KEY, "database_url": "sqlite:///a.db"})), {"RECEIVER_DATABASE_URL_FILE": "url"}) == (
+        load(write(toml({"key": KEY})), {"RECEIVER_DATABASE_URL": url})
+    )
+    for wrong in ({"database_url": url, "database_url_file": "url"}, {"database_url_file": "other"}):
+        with pytest.raises(SettingsError, match="database_url") as caught:
+            load(write(toml({"key": KEY} | wrong)), {})
+        assert "the-password" not in str(caught.value)
+    with pytest.raises(SettingsError, match="database_url_file: No such file or directory: name a file"):
+        load(None, {"RECEIVER_KEY": KEY, "RECEIVER_DATABASE_URL_FILE": "the-password"})
 
 
 def test_several_endpoints() -> None:
