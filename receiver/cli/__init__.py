@@ -18,6 +18,7 @@ from receiver.cli.options import config_option
 from receiver.cli.report import show_report
 from receiver.cli.sending import send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
+from receiver.cli.status import status
 from receiver.cli.terminal import printable
 from receiver.database.commits import NotReplicatedError
 from receiver.database.errors import RefusedError, problem_of, remedy_of
@@ -74,5 +75,6 @@ for _command in (
     show_config,
     show_report,
     simulate,
+    status,
 ):
     main.add_command(_command)

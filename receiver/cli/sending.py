@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from sqlalchemy import select
 
 from receiver.cli.history import show_job
@@ -73,6 +74,10 @@ def simulate(  # noqa: PLR0913 (the command's options)
 
     The livestream is of the last four minutes: its script, a connection lost and found again, replies, the end.
     """
+    for option in ("rate", "connections"):
+        source = click.get_current_context().get_parameter_source(option)
+        if not events and source is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{option}: is of a load: give --events too")
     settings = read_settings()
     answers: list[Answer] = []
     if events:

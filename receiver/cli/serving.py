@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from receiver.cli.terminal import printable
 from receiver.protocol.events import EventType
 from receiver.protocol.signature import AuthType
 from receiver.settings.load import DEFAULT_FILE, parse
-from receiver.settings.settings import DEFAULT_URL, Settings, masked
+from receiver.settings.settings import DEFAULT_URL, SHORTEST_KEY, Settings, masked
 from receiver.tools.bootstrap import write_configuration
+
+logger = logging.getLogger(__name__)
+
+_LONGER_KEY = f"use {SHORTEST_KEY} random characters or more, such as `receiver init` makes"
 
 
 @click.command()
@@ -50,6 +55,9 @@ def serve() -> None:
     settings = read_settings()
     os.umask(0o077)  # what it writes holds stream keys
     logs.set_up()
+    for endpoint in settings.endpoints:
+        if endpoint.has_short_key:
+            logger.warning("key is short", extra={"endpoint": endpoint.name, "next": _LONGER_KEY})
     run(settings, _announce)
 
 
@@ -72,11 +80,18 @@ def migrate() -> None:
 def show_config(name: str | None, *, registration: bool) -> None:
     """Show the settings in force, secrets masked."""
     settings = read_settings()
+    for one in settings.endpoints:
+        if one.has_short_key and name in (None, one.name):
+            click.echo(f"Warning: key of endpoint {one.name}: is short: {_LONGER_KEY}", err=True)
     if not registration:
         shown = masked(settings)
-        for endpoint in shown.pop("endpoints"):
-            name = endpoint.pop("name")
-            shown |= {f"endpoints.{name}.{key}": value for key, value in endpoint.items()}
+        endpoints = shown.pop("endpoints")
+        if name is not None:
+            shown, only = {}, choose_endpoint(settings, name).name
+            endpoints = [endpoint for endpoint in endpoints if endpoint["name"] == only]
+        for endpoint in endpoints:
+            prefix = f"endpoints.{endpoint.pop('name')}"
+            shown |= {f"{prefix}.{key}": value for key, value in endpoint.items()}
         click.echo("\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in shown.items()))
         return
     endpoint = choose_endpoint(settings, name)

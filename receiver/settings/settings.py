@@ -20,6 +20,7 @@ from receiver.settings import parsers
 from receiver.settings.declaration import setting, shown
 
 DEFAULT_URL = "https://localhost:8443/callbacks/metastudio"
+SHORTEST_KEY = 16  # characters; shorter ones are warned about
 _MASK = "****"
 
 
@@ -58,6 +59,11 @@ class EndpointSettings:
     def keys(self) -> tuple[str, ...]:
         """The keys to accept, the current one first."""
         return tuple(key for key in (self.key, self.previous_key) if key)
+
+    @property
+    def has_short_key(self) -> bool:
+        """Whether a key is so short that it might be guessed."""
+        return any(len(key) < SHORTEST_KEY for key in self.keys)
 
     def verifier(self) -> Verifier:
         """The check of this endpoint's signatures."""

@@ -145,6 +145,63 @@ def test_which_endpoint(folder: Path) -> None:
     assert '"key": "two"' in invoke("config", "--registration", "--endpoint", "two").output
 
 
+def test_config_of_one_endpoint(folder: Path) -> None:
+    """With --endpoint only that one's settings are shown; a name that none has fails."""
+    (folder / "receiver.toml").write_text(
+        "".join(
+            f'[[endpoints]]\nname="{name}"\nkey="{name * 8}"\nlive_event_type_callback_url="https://x.example/{name}"\n'
+            for name in ("one", "two")
+        )
+    )
+    shown = invoke("config", "--endpoint", "two").output.splitlines()
+    assert {line.rpartition(".")[0] for line in shown if "https" not in line} == {"endpoints.two"}
+    assert "name one of one, two" in failed(invoke("config", "--endpoint", "three"), code=2)
+
+
+def test_short_keys_are_warned_about(folder: Path) -> None:
+    """A key of under 16 characters, of the two that count, is named once by `config`, without the key."""
+    for keys, warnings in ((("x" * 16, ""), 0), (("Q" * 15, ""), 1), (("x" * 16, "Q"), 1), (("Q", "Q"), 1)):
+        result = invoke("config", RECEIVER_KEY=keys[0], RECEIVER_PREVIOUS_KEY=keys[1])
+        assert (result.exit_code, result.stderr.count("Warning: key of endpoint default: is short")) == (0, warnings)
+        assert "Q" not in result.output
+    assert list(folder.iterdir()) == []
+
+
+def test_short_key_in_the_log(tmp_path: Path) -> None:
+    """At the start the log has one line about it; with a longer key it has none."""
+    with running(tmp_path, RECEIVER_KEY="Q" * 15) as receiver:
+        assert receiver.log.count("key is short") == 1
+        assert "QQ" not in receiver.log
+
+
+def test_simulate_takes_a_rate_for_a_load_alone(folder: Path) -> None:
+    """--rate and --connections say nothing of a livestream, and are refused there."""
+    for option in ("--rate", "--connections"):
+        assert f"{option}: is of a load: give --events too" in failed(invoke("simulate", option, "5"), code=2)
+    assert list(folder.iterdir()) == []
+
+
+def test_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows what the running receiver says; it fails where the database is down, and where nothing runs."""
+    with running(tmp_path) as receiver:
+        use_settings_of(receiver, monkeypatch)
+        receiver.post(SAMPLE)
+        receiver.request("POST", "/callbacks/metastudio", b"{}")
+        receiver.rows("SELECT 1")
+        shown = invoke("status")
+        assert shown.exit_code == 0, shown.output
+        for part in ("1 accepted since the start, 1 rejected", "takes writes; 0 events wait", "up: sqlite:///var/"):
+            assert part in shown.output
+        assert f"{tmp_path}/var/journal.db, " in shown.output
+        with closing(sqlite3.connect(tmp_path / "var/receiver.db", isolation_level=None)) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        receiver.post(SAMPLE)
+        wait_until(lambda: receiver.metric("database_up") == 0, "a database that is down")
+        assert (invoke("status").exit_code, "database   down" in invoke("status").output) == (1, True)
+        receiver.stop()
+    assert "operations_listen: no receiver answers" in failed(invoke("status"))
+
+
 def test_settings_errors_are_one_line(folder: Path) -> None:
     """Without a key every command that needs one says what to do."""
     assert failed(invoke("serve")).startswith("Error: key: is not set")

@@ -74,7 +74,7 @@ def test_every_setting_is_loaded_from_the_file_and_from_the_environment(name: st
 def test_every_setting_is_in_receiver_config(name: str, samples: dict[str, str]) -> None:
     """`receiver config` shows each field that settings fill, and no secret."""
     given = without_siblings(name, samples)
-    output = CliRunner().invoke(main, ["--config", str(write(toml(given))), "config"]).output
+    output = CliRunner().invoke(main, ["--config", str(write(toml(given))), "config"]).stdout
     shown = dict(line.split(" = ") for line in output.splitlines())
     field = SETTINGS[name].field
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.helpers.pages import blocks
 from tests.helpers.prometheus import FOLDER, QueryError, names_in
+from tests.helpers.shell import run
 from tests.helpers.stack import ACCEPTED, REJECTED, Stack
 
 CASES = sorted(Path(__file__).parent.glob("*_test.yml"))
@@ -40,6 +44,35 @@ def test_configurations_of_others_are_valid() -> None:
 def test_alerts_fire_and_stay_quiet(file: Path) -> None:
     """Each alert fires where it should, with the words that people read, and not a step before."""
     assert "SUCCESS" in promtool("test", "rules", file)
+
+
+@pytest.mark.parametrize("after", [20, 60, 200, 300])
+def test_time_of_the_alert_on_streams(tmp_path: Path, after: int) -> None:
+    """The page's command sets it in seconds: with each time the alert fires then, and not a step before."""
+    (block,) = blocks("docs/how-to/monitoring.md", "How long MetaStudio waits for a stream")
+    for name in ("rules.yml", "alerts.yml"):
+        shutil.copy(FOLDER / name, tmp_path)
+    assert "3m20s" in block.text
+    run(block.text.replace("/etc/prometheus/", "").replace("3m20s", f"{after}s"), tmp_path)
+    began = 300
+    series = {"database_up": "1x300", "streams": f"0x{began // 10 - 1} 1x300"}
+    alert = 'ALERTS{alertname="MetaStudioStreamNotRecovered", alertstate="firing"'
+    fires = {"labels": f'{alert}, job="j", severity="critical"}}', "value": 1}
+    case = {
+        "interval": "10s",
+        "input_series": [
+            {"series": f'metastudio_{name}{{job="j", instance="a", state="DISCONNECTED"}}', "values": values}
+            for name, values in series.items()
+        ],
+        "promql_expr_test": [
+            {"expr": f"{alert}}}", "eval_time": f"{began + after + 10 * step}s", "exp_samples": found}
+            for step, found in ((-1, []), (1, [fires]))
+        ],
+    }
+    tests = {"rule_files": ["rules.yml", "alerts.yml"], "evaluation_interval": "10s", "tests": [case]}
+    tests["group_eval_order"] = ["metastudio-rules", "metastudio-alerts"]
+    (tmp_path / "case.yml").write_text(yaml.safe_dump(tests))
+    assert "SUCCESS" in promtool("test", "rules", tmp_path / "case.yml")
 
 
 def test_each_alert_has_cases() -> None:

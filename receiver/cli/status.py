@@ -1,0 +1,76 @@
+"""The command that says how the running receiver is."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+from contextlib import closing
+
+import click
+from prometheus_client.parser import text_string_to_metric_families
+
+from receiver.cli.options import config_option, read_settings
+from receiver.cli.terminal import printable
+from receiver.settings.settings import Settings, masked
+
+_TIMEOUT = 10  # seconds
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where it listens, and where it is reached)
+
+
+@click.command()
+@config_option
+def status() -> None:
+    """Show how the running receiver is: callbacks, journal, disk, database, streams.
+
+    Asks its operations listener. Fails unless the journal takes writes and the database is up.
+    """
+    settings = read_settings()
+    host, port = settings.operations_listen
+    try:
+        with closing(http.client.HTTPConnection(_ANY_ADDRESS.get(host, host), port, timeout=_TIMEOUT)) as connection:
+            ready = json.loads(_get(connection, "/readyz"))
+            numbers = _numbers(_get(connection, "/metrics"))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        where = f"operations_listen: no receiver answers at {host}:{port}"
+        raise click.ClickException(printable(f"{where} ({error}): see whether it runs, and its log")) from error
+    takes_writes, is_up = ready["status"] == "ok", numbers.get("database_up") == 1
+    click.echo("\n".join(map(printable, _lines(settings, numbers, ready.get("problem", ""), is_up=is_up))))
+    sys.exit(0 if takes_writes and is_up else 1)
+
+
+def _get(connection: http.client.HTTPConnection, path: str) -> str:
+    connection.request("GET", path)
+    return connection.getresponse().read().decode()
+
+
+def _numbers(text: str) -> dict[str, float]:
+    """The metrics by name, each summed over its labels, and by name and state or outcome."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            name = sample.name.removeprefix("metastudio_")
+            for key in {name, *(f"{name} {value}" for value in sample.labels.values())}:
+                found[key] = found.get(key, 0) + sample.value
+    return found
+
+
+def _lines(settings: Settings, numbers: dict[str, float], problem: str, *, is_up: bool) -> list[str]:
+    def count(name: str) -> str:
+        return f"{numbers.get(name, 0):.0f}"
+
+    def mebibytes(name: str) -> str:
+        return f"{numbers.get(name, 0) / 2**20:,.0f} MiB"
+
+    states = {key.partition(" ")[2]: value for key, value in numbers.items() if key.startswith("streams ")}
+    streams = ", ".join(f"{value:.0f} {state}" for state, value in states.items() if value)
+    writes = f"takes no writes: {problem}" if problem else "takes writes"
+    size = f"{mebibytes('journal_bytes')} of {mebibytes('journal_max_bytes')}"
+    accepted, rejected = count("callbacks_total accepted"), count("callbacks_total rejected")
+    return [
+        f"callbacks  {accepted} accepted since the start, {rejected} rejected",
+        f"journal    {writes}; {count('journal_events')} events wait, {size}",
+        f"its file   {settings.journal.resolve()}, {mebibytes('journal_disk_free_bytes')} free on its disk",
+        f"database   {'up' if is_up else 'down'}: {masked(settings)['database_url']}",
+        f"streams    {streams or 'none'}; {count('streams_stale')} stale",
+    ]
