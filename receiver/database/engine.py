@@ -40,13 +40,21 @@ def connect(url: str) -> Engine:
 
 
 def _make_file(_dialect: Dialect, _record: object, args: tuple[str, ...], _options: object) -> None:
-    """Create the file, readable by its owner alone: SQLite gives the files beside it the same permissions."""
+    """Create the file, readable by its owner alone: SQLite gives the files beside it the same permissions and owner.
+
+    What root makes belongs to the owner of the folder that it is in, so that the receiver's own user can open it.
+    """
     path = Path(args[0])
     if args[0].startswith("file:"):  # a URI, which SQLite reads itself
         return
     try:
+        made = [one for one in (path, *path.absolute().parents) if not one.exists()]
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        if made and os.geteuid() == 0:
+            owner = made[-1].absolute().parent.stat()
+            for one in made:
+                os.chown(one, owner.st_uid, owner.st_gid, follow_symlinks=False)
     except OSError as error:  # reported like any other error of the database
         raise sqlite3.OperationalError(f"{path}: {error.strerror}") from error
 

@@ -46,6 +46,12 @@ def test_history(receiver: Process) -> None:
     assert re.search(r"^ {8}[=.-]{60}$", drawn, flags=re.MULTILINE)
 
 
+def test_status(receiver: Process) -> None:
+    """It says that the receiver is well."""
+    (block,) = blocks("docs/how-to/operate.md", "A day with it", language="bash")[:1]
+    assert "takes writes; 0 events wait" in told(receiver, block.text)
+
+
 def test_report(receiver: Process) -> None:
     """Both commands end well, and the second has the livestream in its total."""
     (block,) = blocks("docs/how-to/operate.md", "Report by day and room")

@@ -122,7 +122,7 @@ def test_each_log_message_is_described() -> None:
     trees = [ast.parse(file.read_text()) for file in (ROOT / "receiver").rglob("*.py")]
     texts = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     logged = {match for tree in trees for node in ast.walk(tree) for match in messages(node)}
-    documented = set(code(section("docs/how-to/operate.md", "Logs").partition("| message |")[2]))
+    documented = set(code(read("docs/reference/logs.md").partition("| message |")[2]))
     documented -= {"reason", "client", "refused"}
     assert documented - texts == set()
     assert logged - documented == set()

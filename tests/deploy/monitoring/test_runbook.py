@@ -3,8 +3,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import yaml
+
 from receiver.metrics import REJECTIONS
-from tests.helpers.pages import blocks, headings, read
+from tests.helpers.pages import ROOT, blocks, code, headings, read, rows
 from tests.helpers.prometheus import FOLDER, names_in
 from tests.helpers.shell import run
 from tests.helpers.stack import DOWN, Stack
@@ -43,14 +45,37 @@ def test_each_shell_command_works(monitored: Stack) -> None:
     for block in blocks("docs/how-to/runbook.md", language="bash"):
         script = block.text.replace("9464", str(receiver.operations_port)).replace("8443", str(receiver.port))
         output += run(script, receiver.folder, receiver.environ)
-    assert output.count('{"status":"ok"}') == 4
-    assert "metastudio_database_up 1.0" in output
+    assert output.count('{"status":"ok"}') == 2
+    assert output.count("database   up: postgresql") == 3
     assert "RECONNECTING" in output
     assert "not_json" in output
     assert output.count("0 moved to the events, 1 left") == 2
     assert "notAfter=" in output
     assert " 0 s:" in output
-    assert "var/journal.db" in output
+    assert f"{receiver.folder}/var/journal.db\n" in output
+
+
+def test_each_way_to_deploy() -> None:
+    """The table's commands name a compose file, a service, a namespace, pods and units that are there."""
+    table = {cells[0]: code(" ".join(cells[1:])) for cells in rows(RUNBOOK) if len(cells) == 4}
+    assert list(table) == ["in a clone", "under systemd", "in Compose", "on Kubernetes"]
+    services = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
+    for command in table["in Compose"]:
+        words = command.split()
+        assert words[:4] == ["docker", "compose", "--file", "deploy/compose.yaml"]
+        assert "receiver" in set(words) & set(services)
+    folder = ROOT / "deploy/kubernetes"
+    namespace = yaml.safe_load((folder / "kustomization.yaml").read_text())["namespace"]
+    pods = yaml.safe_load((folder / "statefulset.yaml").read_text())
+    name, replicas = pods["metadata"]["name"], pods["spec"]["replicas"]
+    known = {f"{name}-{number}" for number in range(replicas)} | {f"statefulset/{name}"}
+    commands = [one for one in table["on Kubernetes"] if one.startswith("kubectl")]
+    assert len(commands) == 3
+    for command in commands:
+        assert command.split()[:3] == ["kubectl", "--namespace", namespace]
+        assert known & set(command.split())
+    assert {f"{name}-{number}" for number in range(replicas)} <= set(" ".join(table["on Kubernetes"]).split())
+    assert (ROOT / "deploy/systemd/receiver.service").exists()
 
 
 def test_each_sql_statement_works(monitored: Stack) -> None:
