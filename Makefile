@@ -57,8 +57,9 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate
 lock: .venv/developed
 	$(LOCK) --group build --output-file deploy/build-requirements.txt
 	$(LOCK) pyproject.toml --output-file deploy/requirements.txt
+	$(LOCK) --group platform --constraint deploy/requirements.txt --output-file deploy/requirements-platform.txt
 	$(LOCK) --group dev --constraint deploy/requirements.txt --constraint deploy/build-requirements.txt \
-	  --output-file .ci/requirements.txt
+	  --constraint deploy/requirements-platform.txt --output-file .ci/requirements.txt
 
 clean:
 	rm -rf .venv

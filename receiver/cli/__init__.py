@@ -15,6 +15,7 @@ from receiver.cli.deleting import delete_job, prune
 from receiver.cli.doctor import doctor
 from receiver.cli.history import history
 from receiver.cli.options import config_option
+from receiver.cli.platform import register
 from receiver.cli.report import show_report
 from receiver.cli.sending import send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
@@ -24,11 +25,12 @@ from receiver.database.commits import NotReplicatedError
 from receiver.database.errors import RefusedError, problem_of, remedy_of
 from receiver.database.migration import SchemaError
 from receiver.journal.journal import JournalError
+from receiver.platform.client import PlatformError
 from receiver.server.sockets import ListenError
 from receiver.settings.load import SettingsError
 from receiver.tools.sender import SendError
 
-_KNOWN_ERRORS = (SettingsError, JournalError, ListenError, NotReplicatedError, SchemaError, SendError)
+_KNOWN_ERRORS = (SettingsError, JournalError, ListenError, NotReplicatedError, PlatformError, SchemaError, SendError)
 
 
 class _Group(click.Group):
@@ -70,6 +72,7 @@ for _command in (
     prune,
     quarantine,
     recover,
+    register,
     send,
     serve,
     show_config,

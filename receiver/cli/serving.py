@@ -6,7 +6,6 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,7 +13,6 @@ from receiver import logs
 from receiver.app import run
 from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
 from receiver.cli.terminal import printable
-from receiver.protocol.events import EventType
 from receiver.protocol.signature import AuthType
 from receiver.settings.load import DEFAULT_FILE, parse
 from receiver.settings.settings import DEFAULT_URL, SHORTEST_KEY, Settings, masked
@@ -95,14 +93,7 @@ def show_config(name: str | None, *, registration: bool) -> None:
         click.echo("\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in shown.items()))
         return
     endpoint = choose_endpoint(settings, name)
-    registered: dict[str, Any] = {
-        "live_event_type_callback_url": endpoint.live_event_type_callback_url,
-        "auth_type": endpoint.auth_type,
-        "callback_event_type": list(EventType),
-    }
-    if endpoint.key:
-        registered["key"] = endpoint.key
-    click.echo(json.dumps({"live_event_callback_config": registered}, indent=2, ensure_ascii=False))
+    click.echo(json.dumps({"live_event_callback_config": endpoint.registration}, indent=2, ensure_ascii=False))
 
 
 def _announce(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from receiver.addresses import Network
+from receiver.protocol.events import EventType
 from receiver.protocol.signature import AUTO, AuthType, Verifier
 from receiver.settings import database_url as urls
 from receiver.settings import parsers
@@ -74,6 +75,16 @@ class EndpointSettings:
             form=self.signature_form,
             tolerance=self.timestamp_tolerance,
         )
+
+    @property
+    def registration(self) -> dict[str, Any]:
+        """The vendor's ``live_event_callback_config``, with the key in it."""
+        config: dict[str, Any] = {
+            "live_event_type_callback_url": self.live_event_type_callback_url,
+            "auth_type": self.auth_type,
+            "callback_event_type": list(EventType),
+        }
+        return config | ({"key": self.key} if self.key else {})
 
     @property
     def public_url(self) -> str:

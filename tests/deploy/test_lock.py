@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.helpers.locks import BUILD, DEVELOPMENT, ROOT, RUNTIME, pins
+from tests.helpers.locks import BUILD, DEVELOPMENT, PLATFORM, ROOT, RUNTIME, pins
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -35,9 +35,10 @@ def asked(group: str) -> Iterator[Requirement]:
     [
         (RUNTIME, [Requirement(one) for one in PROJECT["project"]["dependencies"]]),
         (BUILD, [*asked("build"), *map(Requirement, PROJECT["build-system"]["requires"])]),
+        (PLATFORM, [Requirement(one) for one in PROJECT["project"]["optional-dependencies"]["platform"]]),
         (DEVELOPMENT, [*asked("dev")]),
     ],
-    ids=["runtime", "build", "development"],
+    ids=["runtime", "build", "platform", "development"],
 )
 def test_lock_is_in_step(lock: str, requirements: list[Requirement]) -> None:
     """A lock file pins, with hashes, a version of each thing that pyproject.toml asks for: if not, run `make lock`."""
@@ -52,9 +53,14 @@ def test_lock_is_in_step(lock: str, requirements: list[Requirement]) -> None:
 def test_locks_agree() -> None:
     """What is in more than one lock file has the same version in each, so that tests run on what is shipped."""
     development = pins(DEVELOPMENT)
-    shared = pins(RUNTIME) | pins(BUILD)
+    shared = pins(RUNTIME) | pins(BUILD) | pins(PLATFORM)
     differing = {name for name, pin in shared.items() if development.get(name, pin) != pin}
     assert differing == set()
+
+
+def test_platform_is_locked_as_the_extra() -> None:
+    """The group from which the lock file is made asks for the same as the extra that users install."""
+    assert PROJECT["dependency-groups"]["platform"] == PROJECT["project"]["optional-dependencies"]["platform"]
 
 
 # Builds nothing: the wheel is there already.

@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 RUNTIME, BUILD, DEVELOPMENT = "deploy/requirements.txt", "deploy/build-requirements.txt", ".ci/requirements.txt"
+PLATFORM = "deploy/requirements-platform.txt"  # what is added for the extra
 
 
 def pins(lock: str) -> dict[str, tuple[str, int]]:
