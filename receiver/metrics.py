@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.metrics import MetricWrapperBase
 
 from receiver.protocol.events import EventType, StreamState
+from receiver.protocol.platform import Finding
 from receiver.protocol.signature import FORMS, REASONS
 from receiver.rejections import NO_ENDPOINT
 
@@ -108,6 +109,13 @@ class Metrics:
         self.streams_stale = self._gauge(
             "streams_stale", "Jobs without END whose latest event is older than stream_stale_after."
         )
+        self.platform_jobs = self._gauge(
+            "platform_jobs", "Jobs by what receiver reconcile found about them when it ran last.", finding=(*Finding,)
+        )
+        self.platform_checked_timestamp_seconds = self._gauge(
+            "platform_checked_timestamp_seconds", "When receiver reconcile ran last; NaN before that."
+        )
+        self.platform_checked_timestamp_seconds.set(float("nan"))
         self.last_event_timestamp_seconds = self._gauge(
             "last_event_timestamp_seconds",
             "When the latest event was sent, as far as stored since the start; 0 before the first.",

@@ -51,13 +51,22 @@ FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "database_up": ("gauge", {}),
     "streams_stale": ("gauge", {}),
     "streams": ("gauge", {"state": STREAM_STATES}),
+    "platform_jobs": (
+        "gauge",
+        {"finding": ["end_missing", "silent", "registered_elsewhere", "duration_gap", "unknown_there"]},
+    ),
+    "platform_checked_timestamp_seconds": ("gauge", {}),
     "last_event_timestamp_seconds": ("gauge", {"event_type": TYPES}),
     "build_info": ("gauge", {"version": [version("metastudio-callback-receiver")]}),
 }
 
 # A request to a path that is no endpoint's.
 BESIDE = {"callbacks_rejected": [("none", "unknown_path")]}
-FIRST_VALUES = {"build_info": "1.0", "certificate_expiry_timestamp_seconds": "nan"}
+FIRST_VALUES = {
+    "build_info": "1.0",
+    "certificate_expiry_timestamp_seconds": "nan",
+    "platform_checked_timestamp_seconds": "nan",
+}
 
 
 def exposed(metrics: Metrics) -> dict[str, Metric]:

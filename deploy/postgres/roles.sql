@@ -1,7 +1,7 @@
 -- Three roles, each with what it needs and no more:
 --   metastudio         owns the tables and views: for `receiver migrate`, `copy`, `prune` and `quarantine`.
 --   metastudio_store   stores what comes in, and reads no body and no stream key again: for `receiver serve`.
---   metastudio_reader  reads the views, streams and jobs, and nothing else: for Grafana and for people.
+--   metastudio_reader  reads the views, streams, jobs and platform_jobs, and nothing else: for Grafana and for people.
 -- Run this as a superuser in the new database; and as the owner, or a superuser, after each `receiver migrate`:
 --   psql --file deploy/postgres/roles.sql postgresql://SUPERUSER@HOST/NAME
 -- Passwords are taken from METASTUDIO_OWNER_PASSWORD, METASTUDIO_STORE_PASSWORD and METASTUDIO_READER_PASSWORD. Without
@@ -160,7 +160,7 @@ SELECT format('GRANT SELECT ON %s TO %I', own.oid::regclass, rolname)
 FROM own CROSS JOIN pg_roles
 WHERE rolname = ANY (CAST(:'roles' AS text[])) AND secret = '{}'
     -- Beside the views what `receiver history` and `receiver report` need.
-    AND (relkind = 'v' OR relname IN ('streams', 'jobs', 'alembic_version')) \gexec
+    AND (relkind = 'v' OR relname IN ('streams', 'jobs', 'platform_jobs', 'alembic_version')) \gexec
 -- Citus reads a view with the rights of who asks.
 SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AS has_citus \gset
 \if :has_citus

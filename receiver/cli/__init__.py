@@ -15,7 +15,7 @@ from receiver.cli.deleting import delete_job, prune
 from receiver.cli.doctor import doctor
 from receiver.cli.history import history
 from receiver.cli.options import config_option
-from receiver.cli.platform import register
+from receiver.cli.platform import reconcile, register
 from receiver.cli.report import show_report
 from receiver.cli.sending import send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
@@ -71,6 +71,7 @@ for _command in (
     migrate,
     prune,
     quarantine,
+    reconcile,
     recover,
     register,
     send,

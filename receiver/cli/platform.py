@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+
 import click
 
-from receiver.cli.options import choose_endpoint, config_option, endpoint_option, read_settings
+from receiver.cli.export import as_json
+from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_database, read_settings
 from receiver.cli.terminal import printable
-from receiver.platform.client import Platform, connect
+from receiver.database.insert import Row
+from receiver.platform.client import Platform, connect, is_id
+from receiver.platform.reconcile import reconcile as ask_and_compare
+from receiver.platform.reconcile import why_behind
 from receiver.platform.register import CONFIG, Difference, apply, differences, wanted_of
+from receiver.protocol.platform import LOST, Finding
 
+_MEANINGS = {
+    Finding.END_MISSING: "it ended there, and no END came",
+    Finding.SILENT: "it runs there, and nothing has come for five minutes",
+    Finding.REGISTERED_ELSEWHERE: "its callbacks go to another URL",
+    Finding.DURATION_GAP: "it was connected for another time there than here",
+    Finding.UNKNOWN_THERE: "it is open here, and the platform has no such job",
+}
 _region_option = click.option("--region", help="The platform's region, such as cn-north-4 or cn-east-3.")
 _api_option = click.option("--api-endpoint", metavar="URL", help="Another address of the platform's API.")
 
@@ -34,6 +50,8 @@ def register(*, name: str | None, region: str | None, api_endpoint: str | None, 
     """
     if room is not None and apply_:
         raise click.UsageError("--room is only compared: --apply is for the tenant")
+    if room is not None and not is_id(room):
+        raise click.UsageError("--room: is not the id of a room")
     endpoint = choose_endpoint(read_settings(), name)
     wanted = wanted_of(endpoint)
     platform = _connect(region, api_endpoint)
@@ -61,3 +79,54 @@ def _show(differing: list[Difference]) -> None:
         click.echo(f"  {one.name}: {printable(text)}")
     if not differing:
         click.echo("  is registered so already")
+
+
+@click.command()
+@config_option
+@_region_option
+@_api_option
+@click.option(
+    "--metrics",
+    multiple=True,
+    metavar="URL",
+    help="A receiver's metrics, once for each receiver.  [default: /metrics of operations_listen]",
+)
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+def reconcile(*, region: str | None, api_endpoint: str | None, metrics: tuple[str, ...], json_: bool) -> None:
+    """Ask the platform what it did, and find the callbacks that never came.
+
+    For a timer. Ends with 1 where callbacks were lost, and where the platform cannot be asked. Nothing is compared
+    while a receiver's journal is behind.
+    """
+    settings = read_settings()
+    now = datetime.now(UTC)
+    host, port = settings.operations_listen
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (it is replaced)
+    for url in metrics or (f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics",):
+        behind = why_behind(url, now)
+        if behind is not None:
+            click.echo(
+                as_json({"skipped": behind}) if json_ else f"Skipped, nothing was compared: {printable(behind)}."
+            )
+            return
+    urls = [one.live_event_type_callback_url for one in settings.endpoints]
+    database = open_database()
+    rows = ask_and_compare(_connect(region, api_endpoint), database, urls, now, settings.stream_stale_after)
+    found = sorted((row for row in rows if row["finding"]), key=lambda row: (row["finding"], row["job_id"]))
+    counts = Counter(row["finding"] for row in found)
+    if json_:
+        findings = {name: counts[name] for name in Finding}
+        click.echo(as_json({"checked_at": now, "jobs": len(rows), "findings": findings, "found": found}))
+    else:
+        for row in found:
+            click.echo(_line(row))
+        click.echo(f"Looked at {len(rows)} jobs of the platform: {sum(counts[name] for name in LOST)} lost callbacks.")
+    sys.exit(1 if any(counts[name] for name in LOST) else 0)
+
+
+def _line(row: Row) -> str:
+    ended = "" if row["end_time"] is None else f" since {row['end_time']:%Y-%m-%d %H:%M:%S} UTC"
+    why = " ".join(row[name] for name in ("error_code", "error_msg", "block_reason") if row[name])
+    room = row["room_name"] or row["room_id"] or "-"
+    words = (row["finding"], row["job_id"], room, f"{row['state'] or '-'}{ended}:", _MEANINGS[row["finding"]])
+    return printable("  ".join(words) + (f" ({why})" if why else ""))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, inspect, select, text
 
-REVISION = "0003"  # of this program's schema: the newest in `migrations/`
+REVISION = "0004"  # of this program's schema: the newest in `migrations/`
 READ_REVISION = text("SELECT version_num FROM alembic_version")
 _OF_EACH_REVISION = ("events", "quarantine", "streams")  # its tables
 

@@ -96,6 +96,27 @@ jobs = sa.Table(
 # The setting `stream_stale_after`, for the view `live_jobs`: one row, which `receiver serve` writes.
 stale_after = sa.Table("stale_after", metadata, sa.Column("seconds", sa.BigInteger, nullable=False))
 
+# What the platform says of its jobs, as `receiver reconcile` was told; names and states are the platform's.
+platform_jobs = sa.Table(
+    "platform_jobs",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("room_id", sa.Text),
+    sa.Column("room_name", sa.Text),
+    sa.Column("state", sa.Text),
+    sa.Column("start_time", UTCDateTime),
+    sa.Column("end_time", UTCDateTime),
+    sa.Column("stream_duration", sa.Double),
+    sa.Column("error_code", sa.Text),
+    sa.Column("error_msg", sa.Text),
+    sa.Column("block_reason", sa.Text),
+    sa.Column("finding", sa.Text),
+    _time("checked_at"),
+)
+
+# When `receiver reconcile` ran last: one row, NULL before that.
+platform_check = sa.Table("platform_check", metadata, sa.Column("checked_at", UTCDateTime))
+
 
 # For `select` a view is a table; they are apart from those because nothing is stored in them.
 views = sa.MetaData()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ Json = dict[str, Any]
 
 PAGE = 100  # jobs: the most that the platform lists at once
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_PACE = 0.2  # seconds between two requests: half of the lowest limit that is published for neighbouring queries
+_PACE = 0.1  # seconds between two requests: the lowest limit that is published for neighbouring queries
 _PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds, before a request that may succeed later is repeated
 _TIMEOUT = (10, 30)  # seconds, to connect and to be answered
 _TOO_MANY_CODE, _TOO_MANY = "APIGW.0308", 429
@@ -29,6 +30,11 @@ class PlatformError(Exception):
         super().__init__(message)
         self.status = status
         self.is_passing = is_passing  # so that it may help to try again
+
+
+def is_id(text: str | None) -> bool:
+    """Whether it may be the id of a room or a job, and so stand in a path."""
+    return text is not None and re.fullmatch("[0-9A-Za-z_-]{1,128}", text) is not None
 
 
 class Sdk(NamedTuple):

@@ -226,10 +226,7 @@ class Feeder:
                 self._on_the_way.popleft()
                 self._has_begun = False
             self._count(outcome)
-        for state, count in report.get("streams", {}).items():
-            self._metrics.streams.labels(state).set(count)
-        if "streams_stale" in report:
-            self._metrics.streams_stale.set(report["streams_stale"])
+        self._note_streams(report)
         if "error" in report:
             self._metrics.projector_errors_total.labels(report["error"]).inc()
         if "up" in report:
@@ -240,6 +237,16 @@ class Feeder:
         if report.get("is_new"):
             self._kept_sent = 0
             await self._persistently(self._journal.restart_keeping)
+
+    def _note_streams(self, report: dict[str, Any]) -> None:
+        for state, count in report.get("streams", {}).items():
+            self._metrics.streams.labels(state).set(count)
+        if "streams_stale" in report:
+            self._metrics.streams_stale.set(report["streams_stale"])
+        for finding, count in report.get("platform_jobs", {}).items():
+            self._metrics.platform_jobs.labels(finding).set(count)
+        if report.get("platform_checked") is not None:
+            self._metrics.platform_checked_timestamp_seconds.set(report["platform_checked"])
 
     def _count(self, outcome: Outcome) -> None:
         outcome.count(self._metrics)

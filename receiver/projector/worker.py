@@ -25,6 +25,7 @@ from receiver import logs
 from receiver.database.database import Database
 from receiver.database.errors import problem_of, remedy_of
 from receiver.database.migration import SchemaError
+from receiver.database.platform import platform_findings
 from receiver.journal.record import decode
 from receiver.metrics import OTHER, STATES, known
 from receiver.projector.channel import Channel
@@ -115,7 +116,9 @@ class Worker:
         for state, live, left_behind in self._database.stream_states(before):
             counts[known(state, STATES)] += live
             stale += left_behind
-        self._channel.send(streams=counts, streams_stale=stale)
+        findings, checked_at = platform_findings(self._database)
+        checked = None if checked_at is None else checked_at.timestamp()
+        self._channel.send(streams=counts, streams_stale=stale, platform_jobs=findings, platform_checked=checked)
         self._streams_counted_at = time.monotonic()
 
     def _note_success(self) -> None:

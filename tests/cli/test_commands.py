@@ -211,8 +211,8 @@ def test_settings_errors_are_one_line(folder: Path) -> None:
 
 def test_migrate(folder: Path) -> None:
     """Migrating says from where to where, and a second time that there is nothing to do."""
-    assert invoke("migrate", RECEIVER_KEY=KEY).output == "The schema is at revision 0003; it was None.\n"
-    assert invoke("migrate", RECEIVER_KEY=KEY).output == "The schema is at revision 0003 already.\n"
+    assert invoke("migrate", RECEIVER_KEY=KEY).output == "The schema is at revision 0004; it was None.\n"
+    assert invoke("migrate", RECEIVER_KEY=KEY).output == "The schema is at revision 0004 already.\n"
     assert (folder / "var/receiver.db").exists()
 
 

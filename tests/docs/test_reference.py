@@ -156,6 +156,8 @@ def test_each_table_and_column_is_described(tmp_path: Path) -> None:
         "streams",
         "jobs",
         "stale_after",
+        "platform_jobs",
+        "platform_check",
         "quarantine",
     ]
     for table, names in columns.items():

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from receiver.protocol.platform import Finding
 from tests.helpers.locks import PLATFORM, ROOT
-from tests.helpers.pages import blocks
+from tests.helpers.pages import blocks, code, rows, section
 from tests.helpers.platform import Stub, platform
+from tests.helpers.receiver import running, wait_until
 from tests.helpers.shell import run
 
 URL = "https://events.example.com/callbacks/metastudio"
@@ -45,3 +47,19 @@ def test_register(stub: Stub, tmp_path: Path) -> None:
     assert stub.config["live_event_callback_config"]["live_event_type_callback_url"] == URL
     stub.rooms[room.text.split()[-1]] = {}
     assert "not set" in run(here(stub, room.text), tmp_path, stub.environ | SETTINGS)
+
+
+def test_reconcile(stub: Stub, tmp_path: Path) -> None:
+    """Both commands look at the platform's jobs, beside a running receiver."""
+    (block,) = blocks("docs/how-to/reconcile.md", "What it needs")
+    with running(tmp_path) as receiver:
+        receiver.rows("SELECT 1")  # once there is a database
+        shown = run(here(stub, block.text), tmp_path, stub.environ | receiver.environ)
+        assert "Looked at 0 jobs" in shown
+        assert '"end_missing": 0' in shown
+        wait_until(lambda: receiver.metric("platform_checked_timestamp_seconds") > 0, "the time of the run")
+
+
+def test_each_finding_is_described() -> None:
+    """The page has each finding, and no other."""
+    assert [code(cells[0])[0] for cells in rows(section("docs/how-to/reconcile.md", "What is found"))] == [*Finding]

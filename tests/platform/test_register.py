@@ -130,6 +130,7 @@ def test_a_room(stub: Stub, register: Register) -> None:
     assert "is registered so already" in result.output
     assert "is_inheritance_platform_callback: False" in result.output
     assert register("--room", "r1", "--apply").exit_code == 2
+    assert register("--room", "../../user-config").exit_code == 2
     assert "knows no such thing" in register("--room", "r2").output
     assert written(stub) == []
 
