@@ -84,5 +84,6 @@ def delete_job(job: str, *, dry_run: bool, yes: bool) -> None:
 
 
 def _counted(rows: Mapping[str, int]) -> str:
-    """Numbers of rows by table, in words."""
-    return ", ".join(f"{count} {'quarantined' if table == 'quarantine' else table}" for table, count in rows.items())
+    """Numbers of rows by table, in words; without the platform's where there are none, as where it is never asked."""
+    shown = ((table, count) for table, count in rows.items() if count or table != "platform_jobs")
+    return ", ".join(f"{count} {'quarantined' if table == 'quarantine' else table}" for table, count in shown)

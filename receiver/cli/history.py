@@ -18,9 +18,8 @@ from receiver.cli.timeline import draw_event, draw_job, draw_jobs
 from receiver.database.database import Database
 from receiver.database.errors import problem_of
 from receiver.database.follow import SHOWN, Follower
-from receiver.database.history import TIMELINE, UnknownJobError, find_job, job_history, latest_jobs
+from receiver.database.history import JOBS, TIMELINE, UnknownJobError, find_job, job_history, latest_jobs
 from receiver.database.insert import Row
-from receiver.database.schema import live_jobs
 
 _PAUSE = 1.0  # seconds between two looks at the database
 
@@ -129,7 +128,7 @@ def _print_jobs(jobs: list[Row], *, json_: bool, csv_: bool) -> None:
     if json_:
         click.echo(as_json(jobs))
     elif csv_:
-        click.echo(as_csv(live_jobs.c.keys(), jobs), nl=False)
+        click.echo(as_csv(JOBS, jobs), nl=False)
     elif jobs:
         draw_jobs(terminal(), jobs, datetime.now(UTC))
     else:

@@ -14,7 +14,7 @@ from receiver.cli.export import as_csv, as_json
 from receiver.cli.history import read_moment
 from receiver.cli.options import config_option, open_database
 from receiver.cli.terminal import printable, terminal
-from receiver.cli.timeline import duration, short_id
+from receiver.cli.timeline import duration, short_room
 from receiver.database.insert import Row
 from receiver.database.report import COLUMNS, Period, days_of, report
 
@@ -101,7 +101,7 @@ def _draw(rows: Sequence[Row], total: Row) -> None:
         table.add_column(name, no_wrap=True, justify="right")
     table.add_column("most played", no_wrap=True, overflow="ellipsis")
     for row in (*rows, total):
-        room = "" if row is total else short_id(row["room_id"], whole=not console.is_terminal)
+        room = "" if row is total else short_room(row, whole=not console.is_terminal)
         paragraph = (row["scene_script_name"], row["shoot_script_sequence_no"], row["shoot_script_title"])
         most = " ".join(str(one) for one in paragraph if one is not None)
         table.add_row(

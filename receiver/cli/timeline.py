@@ -13,6 +13,7 @@ from receiver.cli.terminal import printable
 from receiver.database.history import JobHistory, connected_seconds, lasts_until
 from receiver.database.insert import Row
 from receiver.protocol.events import EventType, StreamState
+from receiver.protocol.platform import ENDED, Finding
 
 _SHORT_ID = 10  # characters of an id, on a terminal: enough to ask for it
 _LONGEST = 200  # characters that a line takes on a terminal
@@ -22,6 +23,13 @@ _LONG = 1000  # hours
 _PLAYED = (EventType.SHOOT_SCRIPT_SWITCH, EventType.REPLY_COMMAND_FINISH)
 _COLOURS = {StreamState.CONNECTED: "green", StreamState.CONNECTING: "yellow", StreamState.END: "dim"}
 _NOT_CONNECTED = "red"
+_ENDED_THERE = "ended there"
+_FOUND = {  # of a job that has events here
+    Finding.END_MISSING: "no END came here",
+    Finding.SILENT: "nothing came here for five minutes",
+    Finding.DURATION_GAP: "connected for another time than here",
+    Finding.UNKNOWN_THERE: "there is no such job",
+}
 
 
 def draw_jobs(console: Console, jobs: Sequence[Row], now: datetime) -> None:
@@ -37,14 +45,21 @@ def draw_jobs(console: Console, jobs: Sequence[Row], now: datetime) -> None:
     for row in jobs:
         since = row["state_since"] or row["last_event_at"]
         table.add_row(
-            *(short_id(row[name], whole=not console.is_terminal) for name in ("job_id", "room_id")),
-            Text("stale", style=_NOT_CONNECTED) if row["stale"] else _state(row["state"]),
+            short_id(row["job_id"], whole=not console.is_terminal),
+            short_room(row, whole=not console.is_terminal),
+            _state_now(row),
             _time(since),
             duration(connected_seconds(row, now)),
             *(str(row[name]) for name in ("reconnects", "paragraphs", "replies")),
         )
     console.print(table)
     console.print(Text("rec.: reconnects, par.: paragraphs, rep.: replies", style="dim"))
+
+
+def _state_now(job: Row) -> Text:
+    if job["state"] != StreamState.END and job["platform_state"] in ENDED:
+        return Text(_ENDED_THERE, style="dim")
+    return Text("stale", style=_NOT_CONNECTED) if job["stale"] else _state(job["state"])
 
 
 def draw_event(console: Console, row: Row, *, with_job: bool) -> None:
@@ -62,8 +77,8 @@ def draw_event(console: Console, row: Row, *, with_job: bool) -> None:
 
 def draw_job(console: Console, history: JobHistory, now: datetime) -> None:
     """Print one job: its totals, a bar of when it was connected, and its timeline. `now` is where what lasts ends."""
-    job, sessions, timeline, outages = history
-    for name, value in _totals(job, outages, now):
+    job, sessions, timeline, outages, there = history
+    for name, value in _totals(job, outages, there, now):
         console.print(Text.assemble((f"{name:<8}", "bold"), value), soft_wrap=True)
     bar = _bar(sessions, job["first_event_at"], lasts_until(job, now))
     if bar is not None:
@@ -83,15 +98,21 @@ def draw_job(console: Console, history: JobHistory, now: datetime) -> None:
     console.print(table)
 
 
-def _totals(job: Row, outages: Sequence[Row], now: datetime) -> Iterator[tuple[str, Text | str]]:
+def _totals(job: Row, outages: Sequence[Row], there: Row | None, now: datetime) -> Iterator[tuple[str, Text | str]]:
     yield "job", printable(job["job_id"])
-    yield "room", printable(job["room_id"] or "-")
+    name = f" {there['room_name']}" if there is not None and there["room_name"] else ""
+    yield "room", printable((job["room_id"] or "-") + name)
     state = _state(job["state"])
     if job["state"] is not None:
         ago = f", {duration(_since(job['state_since'], now))} ago" if job["state"] != StreamState.END else ""
-        ago += "; stale: it is not known whether it still runs" if job["stale"] else ""
+        if job["state"] != StreamState.END and there is not None and there["state"] in ENDED:
+            ago += f"; {_ENDED_THERE}"
+        elif job["stale"]:
+            ago += "; stale: it is not known whether it still runs"
         state.append(f" since {_time(job['state_since'])} UTC{ago}", style="default")
     yield "state", state
+    if there is not None:
+        yield "there", printable(_seen_there(there))
     first, last = job["first_event_at"], job["last_event_at"]
     length = duration((last - first).total_seconds())
     yield "events", f"{job['events']} in {length}, {_time(first)} to {_time(last)}"
@@ -100,6 +121,16 @@ def _totals(job: Row, outages: Sequence[Row], now: datetime) -> Iterator[tuple[s
     lost = f"; down {duration(sum(down))}, at most {duration(max(down))} at once" if any(down) else ""
     yield "stream", f"connected {duration(connected_seconds(job, now))}; reconnects {job['reconnects']}{lost}"
     yield "script", f"paragraphs {job['paragraphs']}; replies {job['replies']}"
+
+
+def _seen_there(job: Row) -> str:
+    """How the platform saw a job, and why it ended, as far as it says."""
+    began, ended = (None if job[name] is None else _time(job[name]) for name in ("start_time", "end_time"))
+    times = f" {began or '-'} to {ended or '-'} UTC" if began or ended else ""
+    why = " ".join(job[name] for name in ("error_code", "error_msg", "block_reason") if job[name])
+    found = _FOUND.get(job["finding"], "")
+    parts = (f"MetaStudio says {job['state'] or 'nothing'}{times}", why, found, f"asked {_time(job['checked_at'])}")
+    return "; ".join(filter(None, parts))
 
 
 def _bar(sessions: Sequence[Row], first: datetime, last: datetime) -> Text | None:
@@ -154,6 +185,16 @@ def _played(row: Row) -> str:
 def short_id(value: str | None, *, whole: bool) -> Text:
     """An id, on a terminal as much of it as is enough to ask for it."""
     return Text(printable((value or "-") if whole else (value or "-")[:_SHORT_ID]))
+
+
+def short_room(row: Row, *, whole: bool) -> Text:
+    """A room's name, where it is known, or its id; on a terminal as much of it as there is room for."""
+    if row["room_name"] is None:
+        return short_id(row["room_id"], whole=whole)
+    name = Text(printable(row["room_name"]))
+    if not whole:
+        name.truncate(_SHORT_ID, overflow="ellipsis")
+    return name
 
 
 def _state(state: str | None) -> Text:

@@ -10,10 +10,12 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, func, select, t
 
 from receiver.database import schema
 from receiver.database.insert import Row
-from receiver.database.schema import jobs, live_jobs
+from receiver.database.platform import room_names, rows_of
+from receiver.database.schema import jobs, live_jobs, platform_jobs
 from receiver.protocol.events import EventType, StreamState
 
 LATEST = 20
+JOBS = (*live_jobs.c.keys(), "room_name", "platform_state")  # a row of `latest_jobs`
 TIMELINE = (
     "at",
     "ended_at",
@@ -40,6 +42,8 @@ class UnknownJobError(Exception):
 class JobHistory(NamedTuple):
     """One job: its row of `live_jobs`, its sessions and outages, and its timeline, in order of time.
 
+    Also its row of `platform_jobs`, None where the platform was not asked.
+
     A row of the timeline has the columns of `TIMELINE`, and is a state, which lasts until the next one, a paragraph of
     `script_timeline`, or a reply, which takes no time.
     """
@@ -48,11 +52,13 @@ class JobHistory(NamedTuple):
     stream_sessions: list[Row]
     timeline: list[Row]
     stream_outages: list[Row]
+    platform_job: Row | None
 
 
 def latest_jobs(connection: Connection, *, room: str = "", since: datetime | None = None) -> list[Row]:
     """Rows of `live_jobs`, the latest event first: all with an event since a time, or the 20 latest.
 
+    With the room's name, and the job's state at the platform, as far as that was asked; see `JOBS`.
     `room` is what the room's id begins with.
     """
     query = select(jobs.c.job_id).where(_begins(jobs.c.room_id, room)).order_by(jobs.c.sent_until.desc())
@@ -64,6 +70,10 @@ def latest_jobs(connection: Connection, *, room: str = "", since: datetime | Non
         for row in _rows(connection, select(live_jobs).where(live_jobs.c.job_id.in_(ids[first : first + _IDS_A_QUERY])))
         if since is None or row["last_event_at"] >= since
     ]
+    names, there = room_names(connection), rows_of(connection, platform_jobs, ids)
+    for row in rows:
+        row["room_name"] = names.get(row["room_id"])
+        row["platform_state"] = there[row["job_id"]]["state"] if row["job_id"] in there else None
     return sorted(rows, key=lambda row: (row["last_event_at"], row["job_id"]), reverse=True)
 
 
@@ -111,7 +121,8 @@ def job_history(connection: Connection, job_id: str, *, since: datetime | None =
     shown = [row for row in timeline if since is None or row["ended_at"] is None or row["ended_at"] >= since]
     sessions = rows(schema.stream_sessions, "connected_at", "disconnected_at")
     outages = rows(schema.stream_outages, "down_from", "down_to")
-    return JobHistory(found[0], sessions, sorted(shown, key=lambda row: row["at"]), outages)
+    there = rows_of(connection, platform_jobs, [job_id]).get(job_id)
+    return JobHistory(found[0], sessions, sorted(shown, key=lambda row: row["at"]), outages, there)
 
 
 def lasts_until(job: Row, now: datetime) -> datetime:

@@ -57,9 +57,10 @@ def rows_of(connection: Connection, table: Table, ids: Sequence[str]) -> dict[st
 
 def room_names(connection: Connection) -> dict[str, str]:
     """The names of rooms, by id, as far as the platform was asked: the latest one of each."""
-    there = platform_jobs.c
+    there, latest = platform_jobs.c, func.max(platform_jobs.c.checked_at)
     query = select(there.room_id, there.room_name).where(there.room_id.is_not(None), there.room_name.is_not(None))
-    return {room_id: name for room_id, name in connection.execute(query.order_by(there.checked_at))}  # noqa: C416 (rows)
+    rows = connection.execute(query.group_by(there.room_id, there.room_name).order_by(latest))
+    return {row.room_id: row.room_name for row in rows}
 
 
 def save_platform_jobs(database: Database, rows: Sequence[Row], checked_at: datetime) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, or_, select, true
 
 from receiver.database.database import Database
-from receiver.database.schema import events, jobs, quarantine, streams
+from receiver.database.schema import events, jobs, platform_jobs, quarantine, streams
 from receiver.protocol.events import StreamState
 
 _BATCH = 1000
@@ -45,7 +45,7 @@ def delete_older(database: Database, age: Age) -> Iterator[tuple[str, int]]:
     with database.reading() as connection:  # of jobs that are kept; or stored a moment ago, and then found next time
         left = select(events.c.job_id).where(events.c.sent_at < age.before, events.c.job_id.is_not(None)).distinct()
         kept = frozenset(connection.scalars(left))
-    for table in (jobs, streams):
+    for table in (jobs, streams, platform_jobs):
         yield from _delete_by_job(database, table, conditions[table], kept)
 
 
@@ -64,6 +64,7 @@ def _conditions(age: Age) -> dict[Table, ColumnElement[bool]]:
         quarantine: quarantine.c.sent_at < age.before,
         streams: and_(streams.c.since < age.before, ended, ~of_kept(streams)),
         jobs: and_(jobs.c.sent_until < age.before, ~kept),
+        platform_jobs: and_(platform_jobs.c.checked_at < age.before, ~of_kept(platform_jobs)),
     }
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import Column, Connection, Select, Table, and_, exists, func, or
 
 from receiver.database.history import lasts_until
 from receiver.database.insert import Row
+from receiver.database.platform import room_names
 from receiver.database.schema import (
     live_jobs,
     reply_command_finish,
@@ -37,6 +38,7 @@ COLUMNS = (
     "shoot_script_sequence_no",
     "shoot_script_title",
     "played",
+    "room_name",
 )
 _IDS_A_QUERY = 500
 _PARAGRAPH = ("scene_script_name", "shoot_script_sequence_no", "shoot_script_title")
@@ -105,7 +107,7 @@ class _Tally:
         )
         sums = (len(self.jobs), self.connected, self.outages, self.down, self.longest)
         counts = (self.paragraphs.total(), self.replies)
-        return dict(zip(COLUMNS, (day, room_id, *sums, *counts, *first, most or None), strict=True))
+        return dict(zip(COLUMNS, (day, room_id, *sums, *counts, *first, most or None, None), strict=True))
 
 
 def _in_order(paragraph: tuple[object, ...]) -> tuple[object, ...]:
@@ -162,7 +164,9 @@ def report(
             for one in (tallies.of(day, row["job_id"]), tallies.total):
                 one.replies += row["times"]
     in_order = sorted(tallies.rows, key=lambda key: (key[0], key[1] is None, key[1] or ""))
-    return [tallies.rows[key].row(*key) for key in in_order], tallies.total.row("total", None)
+    names = room_names(connection)
+    rows = [tallies.rows[key].row(*key) | {"room_name": names.get(key[1] or "")} for key in in_order]
+    return rows, tallies.total.row("total", None)
 
 
 def _counts(connection: Connection, view: Table, part: Period, names: Sequence[str]) -> Iterator[Row]:

@@ -138,6 +138,8 @@ KEYS_AND_INDEXES: dict[str, tuple[list[str], dict[str, list[str]]]] = {
     "quarantine": (["sent_at", "digest"], {}),
     "streams": (["job_id"], {"streams_open": ["since"]}),
     "stale_after": ([], {}),
+    "platform_jobs": (["job_id"], {}),
+    "platform_check": ([], {}),
     "jobs": (["job_id"], {"jobs_first_sent_at": ["first_sent_at"], "jobs_sent_until": ["sent_until"]}),
 }
 

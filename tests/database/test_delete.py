@@ -81,11 +81,11 @@ def deleted(url: str, *arguments: str) -> str:
 
 
 def jobs_of(url: str) -> dict[str, set[str]]:
-    """Which jobs there are in each table that has a column for them."""
+    """Which jobs there are in each table that has a column for them, and that receivers fill."""
     return {
         table.name: {row["job_id"] for row in sql(url, select(table.c.job_id).distinct())}
         for table in schema.metadata.sorted_tables
-        if "job_id" in table.c
+        if "job_id" in table.c and table is not schema.platform_jobs
     }
 
 

@@ -318,9 +318,12 @@ def test_json(database_url: str) -> None:
         "replies": 1,
         "connected_since": None,
         "stale": False,
+        "room_name": None,
+        "platform_state": None,
     }
     found = json.loads(printed(database_url, JOB[:6], "--json"))
-    assert found["live_job"] == job
+    assert found["live_job"] | {"room_name": None, "platform_state": None} == job
+    assert found["platform_job"] is None
     assert [row["ended_by"] for row in found["stream_sessions"]] == ["DISCONNECTED", "END"]
     assert [row["event_type"] for row in found["timeline"]] == [str(kind) for _, kind, _ in LIVESTREAM]
     assert found["timeline"][2] == {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from receiver.metrics import DROPS, LISTENERS
+from receiver.protocol.platform import Finding
 from tests.helpers.grafana import PROMETHEUS, expand_promql, queries
 from tests.helpers.stack import Stack
 
@@ -68,6 +69,8 @@ EXPECTED: dict[tuple[str, str], dict[str, Any]] = {
     ),
     ("receiver", "Failed attempts a second, by reason B"): {"projector restarted": 0},
     ("receiver", "Versions A"): {"here": 1},
+    ("receiver", "Jobs, by what is wrong A"): {str(finding): 0 for finding in Finding},
+    ("receiver", "Since MetaStudio was asked A"): {},  # nobody did
     ("receiver", "annotation Alerts"): {
         "MetaStudioCallbacksRejected": 1,
         "MetaStudioQuarantineGrowing": 1,

@@ -14,6 +14,7 @@ VIEWS = (
     "jobs",
     "live_jobs",
     "ordered_events",
+    "platform_jobs",  # a table, which has no secret
     "reply_command_finish",
     "rtmp_stream_state_change",
     "script_timeline",
