@@ -67,7 +67,7 @@ clean:
 # Not .venv/bin/python: that is there before the environment is whole, and stays where making it is interrupted.
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or later is needed: make PYTHON=python3.11 …' >&2; exit 1; }
-	$(PYTHON) -m venv --clear .venv
+	@$(PYTHON) -m venv --clear .venv || { echo 'Python has no venv: on Debian, apt install python3-venv; then the same again' >&2; exit 1; }
 	@touch $@
 
 # The lock files are whole, so nothing is resolved: pip would look up what is asked for with an extra, find a version

@@ -67,3 +67,20 @@ def test_every_command_of_the_readme(tmp_path: Path) -> None:
     assert re.search(r"END +\d{4}-\d\d-\d\d", history)
     assert checked == '{"status":"accepted"}\n' * 3
     assert re.search(r"Product 1 +2 +Paragraph 2", rows)
+
+
+def test_make_without_venv(tmp_path: Path) -> None:
+    """Where Python has no venv, which leaves half of one behind, make says what to install; afterwards it works."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    debians = tmp_path / "python-without-venv"
+    debians.write_text(
+        '#!/bin/sh\nif [ "$1" != -m ]; then exec python3 "$@"; fi\nmkdir -p .venv/bin\n'
+        "ln -sf /nowhere .venv/bin/python3\necho 'ensurepip is not available'\nexit 1\n"
+    )
+    debians.chmod(0o755)
+    for _ in range(2):
+        said = run(f"make PYTHON={debians} .venv/created", tmp_path, exit_code=2)
+        assert "apt install python3-venv" in said
+        assert not (tmp_path / ".venv/created").exists()
+    run("make .venv/created", tmp_path)
+    assert (tmp_path / ".venv/bin/pip").exists()
