@@ -11,7 +11,8 @@ from sqlalchemy import Connection, create_engine, delete, func, literal_column, 
 
 from receiver.database.database import Database
 from receiver.database.history import find_job, job_history, latest_jobs
-from receiver.database.schema import events, jobs, live_jobs, streams
+from receiver.database.report import Period, report
+from receiver.database.schema import events, jobs, live_jobs, stream_outages, streams
 from receiver.protocol.events import StreamState
 
 EVENTS_A_JOB = 500
@@ -122,8 +123,11 @@ def measure(url: str, count_of_events: int) -> dict[str, float]:
             connection.scalars(select(jobs.c.job_id).order_by(jobs.c.first_sent_at).offset(count // 2)).first() or ""
         )
         latest = datetime.fromtimestamp(_BEGAN + count_of_events * _SECONDS_AN_EVENT, UTC) - timedelta(hours=3)
-        began = live_jobs.c.first_event_at
-        day = select(live_jobs).where(began >= latest - timedelta(days=1), began < latest)
+        a_day_before, began = latest - timedelta(days=1), live_jobs.c.first_event_at
+        day = select(live_jobs).where(began >= a_day_before, began < latest)
+        of_day = stream_outages.c.down_from.between(a_day_before, latest)
+        of_room = stream_outages.c.room_id == "room-of-the-bench-3"
+        month = Period(latest - timedelta(days=30), latest)
         queries: dict[str, Callable[[Connection], object]] = {
             "history of one job": lambda one: job_history(one, find_job(one, job_id[:10])),
             "live_jobs for one day": lambda one: one.execute(day).all(),
@@ -131,6 +135,14 @@ def measure(url: str, count_of_events: int) -> dict[str, float]:
             # The metric's query, which reads a row a job: it grows with these.
             "streams by state": lambda one: one.execute(_BY_STATE).all(),
             "latest jobs": latest_jobs,
+            "stream_outages of one job": lambda one: one.execute(
+                select(stream_outages).where(stream_outages.c.job_id == job_id)
+            ).all(),
+            "stream_outages of a room's day": lambda one: one.execute(
+                select(stream_outages).where(of_room, of_day)
+            ).all(),
+            "stream_outages of a day": lambda one: one.execute(select(stream_outages).where(of_day)).all(),
+            "report of a month": lambda one: report(one, month, UTC, now=latest),
         }
         return {name: _milliseconds(query, connection) for name, query in queries.items()}
 
