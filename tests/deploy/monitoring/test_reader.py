@@ -36,8 +36,8 @@ def test_it_reads_the_views(monitored: Stack) -> None:
     """Each view can be read, and none of them has the stream key or the body."""
     for view in VIEWS:
         rows = monitored.rows(f"SELECT * FROM {view}")
-        assert rows, view
-        assert not rows[0].keys() & {"stream_key", "body"}, view
+        assert rows or view == "platform_jobs", view  # of which there are none: nobody asked the platform
+        assert not any(row.keys() & {"stream_key", "body"} for row in rows), view
 
 
 @pytest.mark.parametrize(
