@@ -26,7 +26,7 @@ from tests.helpers.shell import run
 
 FOLDER = ROOT / "deploy/postgres"
 STUB = Path(__file__).parent / "citus_stub.sql"
-BY_JOB = schema.metadata.tables.keys() - {"quarantine", "stale_after"}
+BY_JOB = schema.metadata.tables.keys() - {"quarantine", "stale_after", "platform_check"}
 FAILED = 3  # psql's exit code for an error in a script
 
 
@@ -87,7 +87,7 @@ def test_each_table_is_covered(cluster: Cluster) -> None:
     rows = sql(
         cluster.url("postgres"), "SELECT logicalrelid::text AS name, partkey, colocationid FROM pg_dist_partition"
     )
-    others = {"quarantine": "digest", "stale_after": None}
+    others = {"quarantine": "digest", "stale_after": None, "platform_check": None}
     assert {row["name"]: row["partkey"] for row in rows} == dict.fromkeys(BY_JOB, "job_id") | others
     assert len({row["colocationid"] for row in rows if row["name"] in BY_JOB}) == 1
     assert [len(shards(cluster, table)) for table in ("events", "jobs", "quarantine")] == [8, 8, 8]
