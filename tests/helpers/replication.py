@@ -23,6 +23,7 @@ ROLE = "storing"  # which can store, and no more
 _RIGHTS = (
     "GRANT SELECT, INSERT ON events, quarantine TO storing",
     "GRANT SELECT, INSERT, UPDATE ON streams, jobs, stale_after TO storing",
+    "GRANT SELECT ON platform_jobs, platform_check TO storing",
     "GRANT SELECT ON alembic_version TO storing",
 )
 _WAITING = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'storing' AND wait_event = 'SyncRep'"
