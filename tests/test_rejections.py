@@ -166,7 +166,7 @@ def test_doctor_explains_what_came_last(tmp_path: Path) -> None:
         f"that path is no endpoint's, and such a request is answered 404; theirs are {path}",
         "the parameter added is too much: something between adds it, or it is registered so",
         "and the body is larger than max_body_bytes, 1000",
-        "but it was signed 4000 s before",
+        "before now, and timestamp_tolerance is 300 s",
         "most likely another key is registered",
     ]
     assert len(explained) == len(sentences)

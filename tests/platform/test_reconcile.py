@@ -30,12 +30,17 @@ OURS: dict[str, Any] = {"live_event_callback_config": {"live_event_type_callback
 ELSEWHERE: dict[str, Any] = {
     "live_event_callback_config": {"live_event_type_callback_url": "https://other.example.com/", "key": KEY}
 }
-NOW = datetime.now(UTC).replace(microsecond=0)
+BEGAN: list[datetime] = []  # the test that runs
 Reconcile = Callable[..., Result]
 
 
+@pytest.fixture(autouse=True)
+def began() -> None:
+    BEGAN[:] = [datetime.now(UTC).replace(microsecond=0)]
+
+
 def ago(**time: float) -> datetime:
-    return NOW - timedelta(**time)
+    return BEGAN[0] - timedelta(**time)
 
 
 @pytest.fixture
@@ -261,7 +266,7 @@ def test_no_permission(reconcile: Reconcile, stub: Stub, database: Database) -> 
 
 
 def found(shown: dict[str, Any], here: dict[str, Any] | None = None) -> Finding | None:
-    return judge(read_job({"job_id": "j"} | shown), here, {URL}, URL, NOW)
+    return judge(read_job({"job_id": "j"} | shown), here, {URL}, URL, ago())
 
 
 def test_durations() -> None:
@@ -295,4 +300,4 @@ def test_jobs_of_another_form(database: Database) -> None:
         assert (read.start_time, read.end_time, read.error_code, read.url) == (None, None, None, None)
         assert read.stream_duration == (5 if number == 0 else None)
         with database.transaction() as connection:
-            connection.execute(platform_jobs.insert().values(read.row(None, NOW)))
+            connection.execute(platform_jobs.insert().values(read.row(None, ago())))
