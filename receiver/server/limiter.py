@@ -1,7 +1,7 @@
 """Limits how many connections a listener has, and chooses which one is dropped to make room for another.
 
 Each connection is of one class. A class has a share of all places; where its share is taken, one of its own goes, at
-once, however young it is. So the connections of strangers, however many, only ever push out each other.
+once, however young it is. So connections from unknown addresses, however many, only ever drop each other.
 
 =============  ==================================================  =====  ===========================
 class          which connections                                   share  which goes for one more

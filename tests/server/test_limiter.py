@@ -64,7 +64,7 @@ class Listener:
         return self.metrics.registry.get_sample_value(f"metastudio_{name}", {"listener": "public"} | labels)
 
 
-def strangers(listener: Listener, number: int) -> list[Client]:
+def unknown_clients(listener: Listener, number: int) -> list[Client]:
     """Connections from as many unknown addresses."""
     return [listener.connect(f"198.51.{one // 256}.{one % 256}") for one in range(number)]
 
@@ -74,29 +74,29 @@ def dropped(clients: list[Client]) -> int:
     return sum(client.dropped != "" for client in clients)
 
 
-def test_strangers_have_half_of_the_places() -> None:
+def test_unknown_clients_have_half_of_the_places() -> None:
     """Where unknown addresses have half of the places, one more drops the oldest of them, at once."""
     listener = Listener()
-    clients = strangers(listener, 6)
+    clients = unknown_clients(listener, 6)
     assert [client.dropped for client in clients] == ["limit", "limit", "", "", "", ""]
     assert listener.value("connections") == 4
 
 
-def test_strangers_drop_no_one_else() -> None:
+def test_unknown_clients_drop_no_one_else() -> None:
     """However many come from unknown addresses, none that is authenticated or from a known address goes for them."""
     listener = Listener()
     accepted = [listener.accept(A) for _ in range(4)]
     known = [listener.connect(A) for _ in range(2)]
-    clients = strangers(listener, 1000)
+    clients = unknown_clients(listener, 1000)
     assert dropped(accepted) == dropped(known) == 0
     assert dropped(clients) == 998  # which has the places that are left
 
 
 def test_a_known_address_always_finds_a_place() -> None:
-    """With all places taken there is one for an address from which a callback was accepted; a stranger goes for it."""
+    """With all places taken there is one for an address from which a callback was accepted; an unknown one goes."""
     listener = Listener()
     accepted = [listener.accept(A) for _ in range(4)]
-    clients = strangers(listener, 5)
+    clients = unknown_clients(listener, 5)
     again = listener.connect(A, now=1)
     assert listener.class_of(again) is Class.KNOWN
     assert dropped(accepted) == 0
@@ -180,7 +180,7 @@ def test_behind_a_proxy_the_client_that_it_names_counts() -> None:
     assert listener.class_of(kept) is Class.KNOWN
 
 
-def test_strangers_behind_a_proxy_drop_each_other() -> None:
+def test_unknown_clients_behind_a_proxy_drop_each_other() -> None:
     """Clients that a proxy names are limited like others, in all and each."""
     listener = Listener(each=2)
     authenticated = listener.connect(PROXY)
