@@ -514,9 +514,8 @@ def test_restarts(site: Site, tmp_path: Path, record: Record) -> None:
         wait_until(lambda: receiver.metric("journal_events") == 0, "an empty journal")
         record(replace(compare("database: restarts", site, clients), runs=3))
         wait_until(lambda: projected(receiver) == clients.total, "a count of each event")
-        wait_until(lambda: log_lines(receiver)[-1]["event"] == "database up again", "the last line")
         said = [line["event"] for line in log_lines(receiver) if line["event"] != "database still down"]
-        # The last is not said yet where the restarts are so near each other that they are one outage.
+        # The last are not said, or not yet, where the restarts are so near each other that they are one outage.
         assert said == (["database down", "database up again"] * 3)[: len(said)]
         assert len(said) >= 2
 
