@@ -70,6 +70,7 @@ class Rejections:
         self._file = file
         self._latest = {name: deque[Rejection](maxlen=_KEPT) for name in (*endpoints, NO_ENDPOINT)}
         self._is_new = asyncio.Event()
+        self._noted = dict.fromkeys(self._latest, 0)  # since it was written
         try:
             earlier = read(file)
         except OSError:
@@ -88,7 +89,14 @@ class Rejections:
         at: float,
         signed_at: float | None,
     ) -> None:
-        """Keep a rejected request, given as its ASGI scope; where it was signed, without its signature."""
+        """Keep a rejected request, given as its ASGI scope; where it was signed, without its signature.
+
+        Of many within a second only the first ones.
+        """
+        # In a flood one is like the other, and is not to cost more than its answer.
+        self._noted[endpoint] += 1
+        if self._noted[endpoint] > _KEPT:
+            return
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         headers = [(name, value) for name, value in scope["headers"] if name in _HEADERS]
         if signed_at is not None or endpoint == NO_ENDPOINT:  # where it may be right for one that there is
@@ -117,6 +125,7 @@ class Rejections:
         while True:
             await self._is_new.wait()
             self._is_new.clear()
+            self._noted = dict.fromkeys(self._latest, 0)
             rows = [asdict(one) for latest in self._latest.values() for one in latest]
             try:
                 await asyncio.to_thread(_replace, self._file, rows)
