@@ -23,8 +23,8 @@ SETTINGS = ROOT / "deploy/systemd/receiver.toml"
 _OWN_FILES = """
 mount -t tmpfs tmpfs "$1"
 for place in etc opt usr/local var/lib root; do
-  mkdir -p "$1/new/$place" "$1/work/$place"
-  mount -t overlay -o "lowerdir=/$place,upperdir=$1/new/$place,workdir=$1/work/$place" overlay "/$place"
+  mkdir -p "$1/new/$place" "$1/overlay/$place"
+  mount -t overlay -o "lowerdir=/$place,upperdir=$1/new/$place,workdir=$1/overlay/$place" overlay "/$place"
 done
 chmod 711 /root  # where this test's Python may be
 PATH=$2:$PATH
