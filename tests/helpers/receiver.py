@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ from receiver.protocol.signature import AuthType, sign
 from receiver.tools.bootstrap import self_signed
 
 _CHANCE = random.SystemRandom()
+_PORTS_EACH = 4_400
 KEY = "0123456789abcdefThis-Is-The-Key"
 SAMPLES = {
     "SHOOT_SCRIPT_SWITCH": rb"""{"event_type":  "SHOOT_SCRIPT_SWITCH", "message":"{\"room_id\":\"26f065244f754b3aa853b649a21aaf66\",\"job_id\":\"e87104f76d7546ce8a46ac6b04c49c3c\",\"scene_script_name\":\"Product 1\",\"shoot_script_sequence_no\":\"2\",\"shoot_script_title\":\"Paragraph 2\"}"}""",  # noqa: E501
@@ -60,10 +62,25 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def _ports() -> Iterator[int]:
+    """The ports that this test process may take, from anywhere on and round and round.
+
+    Each of pytest-xdist's processes has its own, and none comes twice in a row: a port that was free when it was
+    picked is still free when, some time later, a server listens on it. No client is given one: those have the ports
+    from 32768 on.
+    """
+    first = 10_000 + _PORTS_EACH * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 5)
+    for number in count(_CHANCE.randrange(_PORTS_EACH)):
+        yield first + number % _PORTS_EACH
+
+
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    """A port that nothing listens on, and that no client is given: those have the ports from 32768 on."""
+    """A port that nothing listens on, and that no other test is given meanwhile."""
     while True:
-        port = _CHANCE.randrange(10_000, 32_000)
+        port = next(_PORTS)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 
