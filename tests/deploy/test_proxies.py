@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import ssl
 import time
 from collections import Counter
@@ -22,6 +23,9 @@ from tests.helpers.receiver import KEY, Process, running, wait_until
 # In an order, and with an encoding, that tidy proxies would change.
 QUERY_URL = "https://callbacks.example.com/callbacks/a%2Fb//%E5%95%86?z=%7E1&a=%2f+x&z=0&empty=&flag"
 HEADERS_URL = "https://callbacks.example.com/callbacks/headers"
+HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
+    (0, 0, 0, 4, 0, 0, 0, 0, 0)
+)  # as who knows that it is spoken begins
 LIMIT = 2**20  # of a body: the default of max_body_bytes
 CONFIGURATION = f"""
 [[endpoints]]
@@ -119,12 +123,21 @@ def test_a_body_at_the_limit(proxy: Proxy, coding: str, over: int, request: pyte
     assert stored or over
 
 
+@pytest.mark.parametrize("name", ["Content-Length(", "Content Length", "\xa0Content-Length"])
+def test_a_malformed_header_is_not_left_out(proxy: Proxy, name: str) -> None:
+    """What would have no body if its malformed header were passed over is refused."""
+    assert proxy.exchange(head(f"{name}: {len(SAMPLE)}") + SAMPLE)[0] == 400
+
+
 def test_http_2_is_not_offered(proxy: Proxy) -> None:
     """Who would rather have HTTP/2 gets HTTP/1.1, one request at a time; who wants nothing else is refused."""
     raw = head(f"Content-Length: {len(SAMPLE)}") + SAMPLE
     assert proxy.exchange(raw, protocols=("h2", "http/1.1")) == (200, "http/1.1")
     with pytest.raises(ssl.SSLError):
         proxy.exchange(raw, protocols=("h2",))
+    assert proxy.exchange(HTTP_2)[0] >= 400
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as quic:  # of HTTP/3
+        quic.bind(("127.0.0.1", proxy.port))
 
 
 def test_a_burst_of_callbacks_is_not_limited(proxy: Proxy) -> None:

@@ -13,7 +13,7 @@ from random import Random, SystemRandom
 
 import click
 
-from tests.fuzz.http import in_process, over_sockets
+from tests.fuzz.http import in_process, over_proxy, over_sockets
 from tests.fuzz.loop import Failure, fuzz
 from tests.fuzz.targets import PURE
 
@@ -32,7 +32,8 @@ def main() -> int:
     click.echo(f"FUZZ_SEED={seed}")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fuzz-")))
-        targets = [*PURE, stack.enter_context(in_process()), stack.enter_context(over_sockets(folder))]
+        http = [in_process(), over_sockets(folder), *(over_proxy(folder, name) for name in ("nginx", "caddy"))]
+        targets = [*PURE, *map(stack.enter_context, http)]
         randoms = {target.name: Random(f"{seed} {target.name}") for target in targets}
         reported = time.monotonic()
         while time.monotonic() < end and not 0 < most <= counts[PURE[0].name] and len(failures) < _MOST_FAILURES:

@@ -40,11 +40,11 @@ class Target:
     is_repeatable: bool = True  # whether it says at once, of each case, what is wrong
 
     def run(self, case: Case) -> None:
-        """Check one case, its time included."""
+        """Check one case, and its time where it has all of it."""
         began = time.process_time()
         self.check(case)
         took = time.process_time() - began
-        assert took < MOST_SECONDS, f"it took {took:.1f} s of processor time"
+        assert took < MOST_SECONDS or not self.is_repeatable, f"it took {took:.1f} s of processor time"
 
 
 def endpoints() -> list[EndpointSettings]:

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from tests.fuzz.http import in_process, over_sockets
+from tests.fuzz.http import in_process, over_proxy, over_sockets
 from tests.fuzz.loop import corpus, fuzz, problem_of
 from tests.fuzz.oracle import Registration, judge, secrets
 from tests.fuzz.targets import PURE, Target
@@ -42,6 +42,13 @@ def http() -> Iterator[Target]:
 def served(tmp_path: Path) -> Iterator[Target]:
     with over_sockets(tmp_path) as target:
         yield target
+
+
+@pytest.mark.parametrize("name", ["nginx", "caddy"])
+def test_through_a_proxy(tmp_path: Path, name: str) -> None:
+    """The same through the shipped proxies; and what is right is answered 200, whatever headers it has."""
+    with over_proxy(tmp_path, name) as target:
+        run(target)
 
 
 @pytest.mark.parametrize("kind", ["http", "served"])

@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,13 @@ class Proxy:
             "localhost", self.port, timeout=60, context=self.trust, source_address=(source, 0)
         )
 
+    def connect(self, source: str = CLIENT, *, protocols: Sequence[str] = ()) -> ssl.SSLSocket:
+        """The same without HTTP, with a choice of protocols."""
+        context = self.trust
+        context.set_alpn_protocols(protocols)
+        plain = socket.create_connection(("127.0.0.1", self.port), 60, (source, 0))
+        return context.wrap_socket(plain, server_hostname="localhost")
+
     def post(self, url: str, headers: dict[str, str] | None = None, *, source: str = CLIENT) -> int:
         """POST a sample to `url` as it stands, and return the status."""
         parts = urlsplit(url)
@@ -72,12 +79,7 @@ class Proxy:
 
     def exchange(self, raw: bytes, *, protocols: tuple[str, ...] = ()) -> tuple[int, str | None]:
         """Send raw bytes, and return the status of the answer and the protocol that was agreed on in the handshake."""
-        context = self.trust
-        context.set_alpn_protocols(protocols)
-        with (
-            socket.create_connection(("127.0.0.1", self.port), 60) as plain,
-            context.wrap_socket(plain, server_hostname="localhost") as client,
-        ):
+        with self.connect(protocols=protocols) as client:
             with suppress(ConnectionError):  # it may answer, and close, before all is sent
                 client.sendall(raw)
             answer = http.client.HTTPResponse(client)
