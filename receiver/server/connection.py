@@ -249,6 +249,7 @@ class Connection(HttpToolsProtocol):
     def _answer_refused(self) -> None:
         if self._under_way is not None and not self._under_way.response_complete:  # this is its answer
             self._under_way.disconnected = True
+            self._under_way.waiting_for_100_continue = False  # nothing comes after the last answer
             self._under_way.message_event.set()
         head = b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         self.transport.write(head % self._refusal)

@@ -160,6 +160,7 @@ MALFORMED = {
     "coding in HTTP/1.0": request(CHUNKED, line="POST / HTTP/1.0", body="0\r\n\r\n"),
     "coding that is hidden": request("Host: a", "Transfer-Encoding: xchunked", body="0\r\n\r\n"),
     "bare LF in a chunk": request("Host: a", CHUNKED, line="POST / HTTP/1.1", body="1\n{\r\n0\r\n\r\n"),
+    "no chunk after Expect": request("Host: a", CHUNKED, "Expect: 100-continue", line="POST / HTTP/1.1", body="z\r\n"),
     "HTTP/0.9": b"GET /healthz\r\n\r\n",
     "HTTP/1.2": request("Host: a", line="GET /healthz HTTP/1.2"),
     "HTTP/2.0": request("Host: a", line="GET /healthz HTTP/2.0"),
