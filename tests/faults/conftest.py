@@ -41,9 +41,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if isinstance(report, pytest.TestReport) and report.when == "call"
         for one in report.user_properties
     ]
-    outcomes = [Outcome(**value) for name, value in properties if name == "outcome" and isinstance(value, dict)]
-    if not outcomes:
-        return
+    if outcomes := [Outcome(**value) for name, value in properties if name == "outcome" and isinstance(value, dict)]:
+        _write_table(terminalreporter, outcomes)
+    for name, value in properties:
+        if name == "remark":
+            terminalreporter.write_line(str(value))
+
+
+def _write_table(terminalreporter: pytest.TerminalReporter, outcomes: list[Outcome]) -> None:
     names = ("runs", "acknowledged", "stored", "lost", "duplicates")
     width = max(len(outcome.fault) for outcome in outcomes)
     terminalreporter.section("faults")
@@ -52,9 +57,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         counts = (one.runs, one.acknowledged, one.stored, len(one.lost), len(one.duplicates))
         cells = [f"{count:>{len(name)}}" for name, count in zip(names, counts, strict=True)]
         terminalreporter.write_line("  ".join([one.fault.ljust(width), *cells]))
-    for name, value in properties:
-        if name == "remark":
-            terminalreporter.write_line(str(value))
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ that, it is seen that nothing is left of them, and the times that the sender saw
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.memory_limit import memory_limit
 from tests.helpers.receiver import Process, running, wait_until
 from tests.helpers.siege import Sender, client_hello, large_bodies, senders, siege
 
@@ -26,6 +29,8 @@ REST = 40  # seconds after which nothing is to be left of an attack
 REQUEST_TIMEOUT = 10
 AT_ONCE = 10**9  # connections a second
 MOST_BYTES = 256 * 2**20
+LIMIT_BYTES = 2 * MOST_BYTES  # over which it is killed
+LARGE = 1000  # clients that send large bodies with a right signature
 # How many connections, and how many a second.
 ATTACKS = {
     "a burst of 1,500": (1500, AT_ONCE),
@@ -61,8 +66,12 @@ def cpu_seconds(receiver: Process) -> float:
 
 @contextmanager
 def besieged(folder: Path, *, tls: bool) -> Iterator[Process]:
-    """A receiver of which is seen that nothing is left of an attack when it is over."""
-    with running(folder, tls=tls, RECEIVER_REQUEST_TIMEOUT=str(REQUEST_TIMEOUT)) as receiver:
+    """A receiver with little memory, of which is seen that nothing is left of an attack when it is over."""
+    timeout = str(REQUEST_TIMEOUT)
+    with (
+        memory_limit(LIMIT_BYTES) as prefix,
+        running(folder, tls=tls, prefix=prefix, RECEIVER_REQUEST_TIMEOUT=timeout) as receiver,
+    ):
         receiver.rows("SELECT 1")  # the database is in use
         files = open_files(receiver)
         yield receiver
@@ -84,8 +93,9 @@ def check(receiver: Process, both: list[Sender], attack: str, remark: Remark) ->
         sender.end()
         times = ", ".join(f"{name} {sender.milliseconds(share):.0f}" for name, share in (("p50", 0.5), ("p99", 0.99)))
         line = f"{attack}, {'TLS' if receiver.tls else 'plain'}, {kind}: {dict(sender.answers)}, {times} ms"
+        line += f", memory {memory(receiver) / 2**20:.0f} MiB"
         print(line)  # noqa: T201 (pytest shows it where the test fails)
-        remark(f"{line}, memory {memory(receiver) / 2**20:.0f} MiB")
+        remark(line)
     for sender in both:
         assert set(sender.answers) == {"200"}
 
@@ -137,6 +147,14 @@ def test_slow_clients(tmp_path: Path, mode: str, remark: Remark) -> None:
         check(receiver, both, f"slowhttptest {mode}", remark)
 
 
+def test_the_limit_kills() -> None:
+    """A process for which the limit is too little ends."""
+    with memory_limit(LIMIT_BYTES) as prefix:
+        for size, is_killed in ((LIMIT_BYTES // 2, False), (LIMIT_BYTES, True)):
+            command = [*prefix, sys.executable, "-c", f"b'x' * {size}"]
+            assert bool(subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode) == is_killed
+
+
 @pytest.mark.parametrize(
     ("kind", "age", "framing"),
     cases(
@@ -147,11 +165,14 @@ def test_slow_clients(tmp_path: Path, mode: str, remark: Remark) -> None:
     ),
 )
 def test_large_bodies(tmp_path: Path, kind: str, age: str, framing: str, remark: Remark) -> None:
-    """Hundreds of clients with one signature, who send all of 1 MiB but its end, cost neither memory nor callbacks."""
+    """Clients with one signature, or none, who send all of 1 MiB but its end, cost neither memory nor callbacks."""
     with besieged(tmp_path, tls=kind == "TLS") as receiver, senders(receiver) as both:
         target = receiver.target(time.time() - 3600 * (age == "stale"))
-        answers = large_bodies(receiver, target, clients=600, is_chunked=framing == "chunked")
+        clients = LARGE if SECONDS or kind == "plain" else LARGE // 3
+        targets = [target] * clients + ["/callbacks/metastudio"] * (clients // 5)
+        random.shuffle(targets)
+        answers = large_bodies(receiver, targets, is_chunked=framing == "chunked")
         assert answers["200"] == 0
-        check(receiver, both, f"large bodies, {age}, {framing}", remark)
+        check(receiver, both, f"large bodies, {age}, {framing}: {dict(answers)}", remark)
         room_for_callbacks = receiver.metric("callbacks_rejected_total", "default", "not_durable")
         assert (room_for_callbacks > 0) == (age == "fresh")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
@@ -109,6 +109,7 @@ class Process:
         self.environ |= environ
         self.url = self.environ.get("RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL", self.url)
         self.log_file = folder / "serve.log"
+        self.prefix: Sequence[str] = ()  # what stands in front of its command
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Process:
@@ -116,7 +117,7 @@ class Process:
         out = self.folder / "serve.out"
         with out.open("wb") as stdout, self.log_file.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "receiver", "serve"],
+                [*self.prefix, sys.executable, "-m", "receiver", "serve"],
                 cwd=self.folder,
                 env=os.environ | self.environ,
                 stdout=stdout,
@@ -246,9 +247,10 @@ def _holds_answers(received: bytes, answers: int) -> bool:
 
 
 @contextmanager
-def running(folder: Path, *, tls: bool = True, **environ: str) -> Iterator[Process]:
-    """A receiver that is killed at the end if it still runs."""
+def running(folder: Path, *, tls: bool = True, prefix: Sequence[str] = (), **environ: str) -> Iterator[Process]:
+    """A receiver that is killed at the end if it still runs; `prefix` is what stands in front of its command."""
     process = Process(folder, tls=tls, **environ)
+    process.prefix = prefix
     try:
         yield process.start()
     finally:

@@ -18,8 +18,9 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, NamedTuple
 
 from tests.helpers.receiver import SAMPLES, Process
@@ -27,6 +28,7 @@ from tests.helpers.receiver import SAMPLES, Process
 SAMPLE = SAMPLES["SHOOT_SCRIPT_SWITCH"]
 SENDER = "127.0.0.2"
 _LARGE = 2**20  # bytes: the most that a body may have
+_LARGE_AT_ONCE = 400
 _HELD = 4000  # connections at most: beyond that the oldest are closed
 _ROUND = 0.01  # seconds
 _TIMEOUT = 60  # seconds for one callback, however busy the machine is
@@ -58,8 +60,7 @@ def siege(
 
 def attack(port: int, connections: int, per_second: int, payload: bytes) -> None:
     """Make the connections, `per_second` of them, and hold them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 2 * _HELD)), hard))
+    _allow_files(2 * _HELD)
     held: deque[socket.socket] = deque()
     unsent = selectors.DefaultSelector()
     began, made = time.monotonic(), 0
@@ -90,6 +91,11 @@ def attack(port: int, connections: int, per_second: int, payload: bytes) -> None
         _send(unsent, payload)
 
 
+def _allow_files(number: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, number)), hard))
+
+
 def _send(unsent: selectors.BaseSelector, payload: bytes) -> None:
     for key, _ in unsent.select(_ROUND):
         unsent.unregister(key.fileobj)
@@ -97,21 +103,23 @@ def _send(unsent: selectors.BaseSelector, payload: bytes) -> None:
             key.fileobj.send(payload)  # type: ignore[union-attr] # which are sockets
 
 
-def large_bodies(receiver: Process, target: str, *, clients: int, is_chunked: bool) -> Counter[str]:
-    """What as many clients are answered who send a body of 1 MiB but for its end, and then wait."""
+def large_bodies(receiver: Process, targets: Sequence[str], *, is_chunked: bool) -> Counter[str]:
+    """What clients are answered, one for each target, who send a body of 1 MiB but for its end, and then wait.
+
+    They are not so many at once that they would throw each other out before they have sent it.
+    """
     answers: Counter[str] = Counter()
     trust = receiver.trust if receiver.tls else None
     framing = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {_LARGE}"
-    raw = f"POST {target} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n".encode()
-    raw += b"%x\r\n" % _LARGE * is_chunked + b"x" * (_LARGE - 1)
+    body = b"%x\r\n" % _LARGE * is_chunked + b"x" * (_LARGE - 1)
 
-    async def client(number: int) -> None:
+    async def client(number: int, target: str) -> None:
         options: dict[str, Any] = {"ssl": trust, "server_hostname": "localhost"} if trust else {}
         options["local_addr"] = f"127.{number % 200 + 1}.{number // 200 + 1}.7", 0
         writer = None
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", receiver.port, **options)
-            writer.write(raw)
+            writer.write(f"POST {target} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n".encode() + body)
             answers[(await reader.read(100))[9:12].decode() or "closed"] += 1
         except OSError as error:
             answers[type(error).__name__] += 1
@@ -120,8 +128,15 @@ def large_bodies(receiver: Process, target: str, *, clients: int, is_chunked: bo
                 writer.transport.abort()
 
     async def run() -> None:
-        await asyncio.gather(*map(client, range(clients)))
+        turns = asyncio.Semaphore(_LARGE_AT_ONCE)
 
+        async def in_turn(number: int, target: str) -> None:
+            async with turns:
+                await client(number, target)
+
+        await asyncio.gather(*map(in_turn, count(), targets))
+
+    _allow_files(2 * _LARGE_AT_ONCE)
     asyncio.run(run())
     return answers
 
