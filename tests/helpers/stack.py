@@ -9,14 +9,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy import URL, create_engine, insert, make_url, text
 
+from receiver.database.schema import platform_jobs
 from receiver.protocol.events import EventType, StreamState
 from receiver.protocol.signature import sign
 from receiver.tools.sender import body_of
+from tests.helpers.database import sql
 from tests.helpers.postgres import new_database
 from tests.helpers.prometheus import Prometheus, scraping
 from tests.helpers.receiver import Process, wait_until
@@ -48,6 +51,7 @@ DOWN = Live(
         (95, StreamState.RECONNECTING),
     ),
 )
+ROOM_NAME = "夏日直播间"  # of the room of both, as the platform said last; it had another one before
 STORED = SIMULATED + sum(len(live.states) + 1 for live in (UP, DOWN)) + 1  # their states, and their paragraphs
 PRODUCT = {"live_id": "live", "product_id": "42", "product_title": "春季新茶"}
 REPEATED = 2
@@ -110,6 +114,7 @@ def stack(folder: Path, server: URL) -> Iterator[Stack]:
         began_at = time.time()
         ended_job = _simulate(receiver)
         _send(receiver, began_at)
+        _name_the_room(url)
         wait_until(lambda: _is_seen(prometheus), "a scrape of all that was sent")
         reader = owner.set(username="metastudio_reader", password=PASSWORD)
         yield Stack(receiver, prometheus, owner, reader, ended_job, began_at, seen_at=time.time())
@@ -150,6 +155,15 @@ def _send(receiver: Process, now: float) -> None:
     for _ in range(REJECTED):
         query = sign(receiver.url, WRONG_KEY, time.time()).url.partition("?")[2]
         assert receiver.request("POST", f"/callbacks/metastudio?{query}", b"{}").status == 401
+
+
+def _name_the_room(url: str) -> None:
+    """What `receiver reconcile` keeps of the live jobs."""
+    seconds = {"春日直播间": 2, ROOM_NAME: 1}
+    for live, (name, ago) in zip((DOWN, UP), seconds.items(), strict=True):
+        checked_at = datetime.now(UTC) - timedelta(seconds=ago)
+        named = {"room_id": live.room_id, "job_id": live.job_id, "room_name": name, "checked_at": checked_at}
+        sql(url, insert(platform_jobs).values(named))
 
 
 def _is_seen(prometheus: Prometheus) -> bool:

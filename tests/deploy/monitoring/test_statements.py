@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.grafana import POSTGRESQL, Query, Selection, expand_sql, queries
-from tests.helpers.stack import DOWN, STORED, UP, Stack
+from tests.helpers.stack import DOWN, ROOM_NAME, STORED, UP, Stack
 
 SQL = {query.name: query for query in queries() if query.data_source == POSTGRESQL}
 OUTAGE = pytest.approx(16.8, abs=1.01)  # of the simulated livestream; callbacks are signed in whole seconds
@@ -26,6 +26,12 @@ def ask(monitored: Stack, name: str, began: float = -3600, ended: float = 60, **
     """What the query named `name` gives for a time range in seconds from when the sending began."""
     first, last = (datetime.fromtimestamp(monitored.began_at + offset, UTC) for offset in (began, ended))
     return monitored.rows(expand_sql(SQL[name], Selection(first, last, values)))
+
+
+def room_of(monitored: Stack, job: str) -> Any:
+    """The id of a job's room, of which no name is known."""
+    (row,) = monitored.rows(f"SELECT room_id FROM live_jobs WHERE job_id = '{job}'")
+    return row["room_id"]
 
 
 def seconds(value: Any) -> Any:
@@ -94,6 +100,11 @@ def test_jobs(monitored: Stack) -> None:
     assert ended["connected"] == pytest.approx(93.6 + 127.2, abs=2)
     assert (ended["last event"] - ended["first event"]).total_seconds() == pytest.approx(240, abs=1)
     assert sum(row["events"] for row in rows) == STORED
+    assert {row["job"]: row["room"] for row in rows if row["job"] != monitored.ended_job} == {
+        UP.job_id: ROOM_NAME,
+        DOWN.job_id: ROOM_NAME,
+    }
+    assert ended["room"] == room_of(monitored, monitored.ended_job)
 
 
 def test_outages(monitored: Stack) -> None:
@@ -117,6 +128,7 @@ def test_outages(monitored: Stack) -> None:
     (first,) = [row for row in rows if row["job"] == UP.job_id]
     assert (seconds(first["duration"]), first["began with"]) == (pytest.approx(2, abs=1), "CONNECTING")
     assert len(rows) == 5
+    assert (first["room"], lost["room"]) == (ROOM_NAME, room_of(monitored, monitored.ended_job))
 
 
 def test_downtime(monitored: Stack) -> None:
@@ -168,10 +180,12 @@ def test_minutes_on_air_by_product(monitored: Stack) -> None:
 
 
 def test_sql_variables(monitored: Stack) -> None:
-    """Rooms and jobs of the chosen time; of a chosen room its jobs alone."""
-    rooms = [row["room"] for row in ask(monitored, "variable room")]
-    assert len(rooms) == 2
-    assert UP.room_id in rooms
+    """Rooms and jobs of the chosen time; of a chosen room its jobs alone. A room is seen by its name too."""
+    other = room_of(monitored, monitored.ended_job)
+    assert [(row["__text"], row["__value"]) for row in ask(monitored, "variable room")] == [
+        (f"{ROOM_NAME} · {UP.room_id}", UP.room_id),
+        (other, other),
+    ]
     jobs = [row["job_id"] for row in ask(monitored, "variable job")]
     assert set(jobs) == {monitored.ended_job, UP.job_id, DOWN.job_id}
     assert [row["job_id"] for row in ask(monitored, "variable job", room=[DOWN.room_id])] == [DOWN.job_id, UP.job_id]
@@ -182,7 +196,8 @@ def test_annotations(monitored: Stack) -> None:
     rows = ask(monitored, "annotation Outages")
     assert len(rows) == 5
     assert all(row["time"] <= row["timeend"] for row in rows)
-    assert rows[0]["text"] == f"DISCONNECTED, job {DOWN.job_id}"
+    assert rows[0]["text"] == f"DISCONNECTED, job {DOWN.job_id}, {ROOM_NAME}"
+    assert f"DISCONNECTED, job {monitored.ended_job}" in [row["text"] for row in rows]
     assert rows[0]["tags"] == DOWN.room_id
 
 
