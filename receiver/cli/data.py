@@ -38,7 +38,7 @@ def _read_source(_ctx: click.Context, _parameter: click.Parameter, value: str) -
     "--from", "source_url", required=True, callback=_read_source, help="Its database_url, such as sqlite:///PATH"
 )
 def copy_database(source_url: str) -> None:
-    """Copy all events, quarantine and streams of another database into this one.
+    """Copy all that another database holds into this one: events, quarantine, streams, what the platform said.
 
     Stores what is not there yet, so that it can be broken off and done again. Safe beside running receivers.
     """

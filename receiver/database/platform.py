@@ -70,19 +70,38 @@ def save_platform_jobs(database: Database, rows: Sequence[Row], checked_at: date
     """
     has_end = exists().where(streams.c.job_id == platform_jobs.c.job_id, streams.c.state == StreamState.END)
     came = update(platform_jobs).where(platform_jobs.c.finding == Finding.END_MISSING, has_end).values(finding=None)
+    with database.transaction() as connection:
+        if rows:
+            connection.execute(_upsert(database), sorted(rows, key=lambda row: str(row["job_id"])))
+        connection.execute(came)
+        connection.execute(update(platform_check).values(checked_at=checked_at))
+
+
+def add_platform_jobs(database: Database, rows: Sequence[Row]) -> None:
+    """Store rows of another database's `platform_jobs`, in the order of their keys, unless those here are newer."""
+    with database.transaction() as connection:
+        connection.execute(_upsert(database, only_newer=True), rows)
+
+
+def add_platform_check(database: Database, checked_at: datetime) -> None:
+    """Note when another database's jobs were looked at, unless those here were looked at later."""
+    here = platform_check.c.checked_at
+    with database.transaction() as connection:
+        connection.execute(
+            update(platform_check).where(or_(here.is_(None), here < checked_at)).values(checked_at=checked_at)
+        )
+
+
+def _upsert(database: Database, *, only_newer: bool = False) -> sqlite.Insert | postgresql.Insert:
     insert: sqlite.Insert | postgresql.Insert
     insert = sqlite.insert(platform_jobs) if database.is_sqlite else postgresql.insert(platform_jobs)
     old, new = platform_jobs.c, insert.excluded
     others = {column.name for column in old} - {"job_id", *_AS_FOUND}
-    upsert = insert.on_conflict_do_update(
+    return insert.on_conflict_do_update(
         index_elements=["job_id"],
         set_={name: new[name] for name in _AS_FOUND} | {name: func.coalesce(new[name], old[name]) for name in others},
+        where=new.checked_at > old.checked_at if only_newer else None,
     )
-    with database.transaction() as connection:
-        if rows:
-            connection.execute(upsert, sorted(rows, key=lambda row: str(row["job_id"])))
-        connection.execute(came)
-        connection.execute(update(platform_check).values(checked_at=checked_at))
 
 
 def platform_findings(database: Database) -> tuple[dict[str, int], datetime | None]:

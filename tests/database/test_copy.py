@@ -16,14 +16,17 @@ from sqlalchemy import create_engine, delete, select, text
 from receiver.cli import main
 from receiver.database.copy import copy
 from receiver.database.database import Database
+from receiver.database.platform import save_platform_jobs
 from receiver.database.rows import quarantine_row, to_row
-from receiver.database.schema import events, quarantine, streams
+from receiver.database.schema import events, metadata, platform_check, platform_jobs
 from receiver.delivery import Delivery
 from tests.helpers.database import sql
 from tests.helpers.load import event_body, state_body
 from tests.helpers.receiver import KEY
 
 BEGAN = datetime(2026, 9, 11, tzinfo=UTC)
+# The events' trigger makes the one, and the other is a setting of each database's receivers.
+NOT_COPIED = {"jobs", "stale_after"}
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -39,7 +42,7 @@ def urls(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
 
 
 def fill(url: str, count: int) -> None:
-    """Store events of all kinds, many of them at one time, and a quarantine; then delete some of the events."""
+    """Fill each table: events of all kinds, many of them at one time, some of which are then deleted."""
     rows = []
     for number in range(count):
         body = event_body("many", number) if number % 2 else state_body("jobs", number)
@@ -48,27 +51,26 @@ def fill(url: str, count: int) -> None:
     doubtful = [Delivery("other", one.received_at, one.sent_at, one.digest, b"\xff\0" + one.body) for one in rows[::7]]
     with closing(Database(url)) as database:
         database.store([to_row(one) for one in rows], [quarantine_row(one, "not_utf8") for one in doubtful])
+        save_platform_jobs(database, [there(f"job{number}", BEGAN) for number in range(250)], BEGAN)
     sql(url, delete(events).where(events.c.sent_at < BEGAN + timedelta(seconds=1)))
 
 
+def there(job_id: str, checked_at: datetime, **fields: Any) -> dict[str, Any]:
+    """A row of `platform_jobs`."""
+    nothing: dict[str, Any] = dict.fromkeys(column.name for column in platform_jobs.columns)
+    return nothing | {"job_id": job_id, "room_name": "夏日直播间", "checked_at": checked_at} | fields
+
+
 def held_by(url: str) -> Rows:
-    """All that a database holds, without the rows' ids."""
-    engine = create_engine(url)
-    try:
-        with engine.connect() as connection:
-            return {
-                table.name: [
-                    {name: value for name, value in row.items() if name != "id"}
-                    for row in connection.execute(select(table).order_by(*key)).mappings()
-                ]
-                for table, key in (
-                    (events, (events.c.sent_at, events.c.digest)),
-                    (quarantine, (quarantine.c.sent_at, quarantine.c.digest)),
-                    (streams, (streams.c.job_id,)),
-                )
-            }
-    finally:
-        engine.dispose()
+    """All that a database holds, without the rows' ids, and without what is not copied."""
+    return {
+        name: sorted(
+            ({column: value for column, value in row.items() if column != "id"} for row in sql(url, select(table))),
+            key=repr,
+        )
+        for name, table in metadata.tables.items()
+        if name not in NOT_COPIED
+    }
 
 
 def run(source: str, target: str) -> Result:
@@ -84,11 +86,17 @@ def copied(source: str, target: str) -> str:
 
 
 def test_all_of_it_and_once(urls: tuple[str, str]) -> None:
-    """Every row comes over as it is, a pruned job's state too; a second time there is nothing new."""
+    """Every row of every table comes over as it is, a pruned job's state too; a second time there is nothing new."""
     source, target = urls
     fill(source, 1500)
     held = held_by(source)
-    assert [len(rows) for rows in held.values()] == [1200, 215, 257]
+    assert {name: len(rows) for name, rows in held.items()} == {
+        "events": 1200,
+        "quarantine": 215,
+        "streams": 257,
+        "platform_jobs": 250,
+        "platform_check": 1,
+    }
     assert copied(source, target) == "Copied 1200 events and 215 quarantined that were not there yet."
     assert held_by(target) == held
     assert copied(source, target) == "Copied 0 events and 0 quarantined that were not there yet."
@@ -118,6 +126,28 @@ def test_newer_state_stays(urls: tuple[str, str]) -> None:
     copied(source, target)
     assert held_by(target)["streams"] == newest
     assert len(held_by(target)["events"]) == 2
+
+
+def test_newer_of_the_platform_stays(urls: tuple[str, str]) -> None:
+    """Of what the platform said of a job the newer stays, wherever it is; so does when it was asked."""
+    source, target = urls
+    later = BEGAN + timedelta(hours=1)
+    with closing(Database(source)) as database:
+        save_platform_jobs(database, [there("one", BEGAN, state="PROCESSING"), there("two", BEGAN)], BEGAN)
+        save_platform_jobs(database, [there("three", BEGAN, state="SUCCEED")], BEGAN)
+    with closing(Database(target)) as database:
+        save_platform_jobs(database, [there("three", BEGAN - timedelta(hours=1), error_code="known")], BEGAN)
+        save_platform_jobs(database, [there("one", later, state="SUCCEED", finding="end_missing")], later)
+    copied(source, target)
+    assert {row["job_id"]: (row["state"], row["error_code"]) for row in held_by(target)["platform_jobs"]} == {
+        "one": ("SUCCEED", None),
+        "two": (None, None),
+        "three": ("SUCCEED", "known"),
+    }
+    assert sql(target, select(platform_check)) == [{"checked_at": later}]
+    copied(target, source)
+    assert {row["job_id"]: row["state"] for row in held_by(source)["platform_jobs"]}["one"] == "SUCCEED"
+    assert sql(source, select(platform_check)) == [{"checked_at": later}]
 
 
 def test_refused_event(urls: tuple[str, str]) -> None:
