@@ -11,7 +11,9 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from receiver.settings.database_url import UrlInFile
 from receiver.settings.load import load
+from tests.helpers.pages import read
 from tests.helpers.receiver import KEY
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -25,6 +27,7 @@ RESOURCES: dict[tuple[str, str], Any] = {
 STATEFUL_SET = RESOURCES["StatefulSet", "receiver"]["spec"]
 PODS = {"receiver": STATEFUL_SET["template"], "migrate": RESOURCES["Job", "migrate"]["spec"]["template"]}
 CONFIGURATION = dict(one.split("=", 1) for one in KUSTOMIZATION["configMapGenerator"][0]["literals"])
+GUIDE = read("docs/how-to/deploy-kubernetes.md")
 PROMETHEUS_OPERATOR = "monitoring.coreos.com/v1"  # whose schema is not among those of Kubernetes
 
 every_pod = pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
@@ -34,6 +37,19 @@ def container(pod: Any) -> Any:
     """The one container of a pod."""
     (only,) = pod["spec"]["containers"]
     return only
+
+
+def mounts(pod: Any) -> dict[str, str]:
+    """Where the pod's container has which volume."""
+    return {one["name"]: one["mountPath"] for one in container(pod)["volumeMounts"]}
+
+
+def secret_file(pod: Any) -> str:
+    """The name of the one file of the pod's Secret."""
+    (volume,) = [one["secret"] for one in pod["spec"]["volumes"]]
+    (item,) = volume["items"]
+    name: str = item["path"]
+    return name
 
 
 def labels(name: str) -> set[tuple[str, str]]:
@@ -85,16 +101,55 @@ def test_admitted(pod: Any) -> None:
 
 
 @every_pod
-def test_settings(pod: Any) -> None:
+def test_settings(pod: Any, tmp_path: Path) -> None:
     """The receiver takes the pod's environment and knows each variable of it; secrets come from the Secret alone."""
-    secrets = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in container(pod)["env"]}
+    variables = {one["name"]: one for one in container(pod)["env"]}
+    file = Path(variables.pop("RECEIVER_DATABASE_URL_FILE")["value"])
+    assert file == Path(mounts(pod)["database-url"]) / secret_file(pod)
+    secrets = {name: one["valueFrom"]["secretKeyRef"] for name, one in variables.items()}
     assert {secret["name"] for secret in secrets.values()} == {"receiver"}
     assert not any(kind == "Secret" for kind, _ in RESOURCES)
-    filled = {"key": KEY, "previous-key": "the one before", "database-url": "postgresql+psycopg://a:b@c/d"}
+    (tmp_path / file.name).write_text("postgresql+psycopg://a:b@c/d")
+    filled = {"key": KEY, "previous-key": "the one before"}
     given = CONFIGURATION | {name: filled[secret["key"]] for name, secret in secrets.items()}
+    given["RECEIVER_DATABASE_URL_FILE"] = str(tmp_path / file.name)
     settings = load(None, given | {"RECEIVER_CONFIG": "/dev/null"})
-    known = {*settings.__slots__, *settings.endpoints[0].__slots__}
+    assert settings.database_url == "postgresql+psycopg://a:b@c/d"
+    known = {*settings.__slots__, *settings.endpoints[0].__slots__, "database_url_file"}
     assert {name.removeprefix("RECEIVER_").lower() for name in given} <= known
+
+
+@every_pod
+def test_secret_file(pod: Any) -> None:
+    """The database's URL is in a file of the Secret that the image's user can read, and that is replaced in place."""
+    (volume,) = [one["secret"] for one in pod["spec"]["volumes"] if one["name"] == "database-url"]
+    assert (volume["secretName"], volume["defaultMode"]) == ("receiver", 0o440)
+    assert pod["spec"]["securityContext"]["fsGroup"] == pod["spec"]["securityContext"]["runAsGroup"]
+    (mount,) = [one for one in container(pod)["volumeMounts"] if one["name"] == "database-url"]
+    assert "subPath" not in mount  # which would keep its first content
+    assert "secret generic receiver" in GUIDE
+    assert f"--from-literal={volume['items'][0]['key']}=" in GUIDE
+
+
+def test_changed_secret(tmp_path: Path) -> None:
+    """Where the kubelet replaces a mounted Secret, by links, the next connection has the new password."""
+    for number, password in enumerate(("old", "new")):
+        (tmp_path / f"..{number}").mkdir()
+        (tmp_path / f"..{number}/database-url").write_text(f"postgresql+psycopg://a:{password}@c/d")
+    (tmp_path / "..data").symlink_to("..0")
+    file = tmp_path / "database-url"
+    file.symlink_to("..data/database-url")
+    environ = CONFIGURATION | {
+        "RECEIVER_CONFIG": "/dev/null",
+        "RECEIVER_KEY": KEY,
+        "RECEIVER_DATABASE_URL_FILE": str(file),
+    }
+    url = load(None, environ).database_url
+    assert isinstance(url, UrlInFile)
+    assert url.now() == "postgresql+psycopg://a:old@c/d"
+    (tmp_path / "..data_tmp").symlink_to("..1")
+    (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+    assert url.now() == "postgresql+psycopg://a:new@c/d"
 
 
 def test_ports_match() -> None:
@@ -149,10 +204,9 @@ def test_service_monitor() -> None:
 
 def test_journal_is_a_volume() -> None:
     """The journal is where the image keeps its state, on a claim of each pod's own that has room for it."""
-    (mount,) = container(PODS["receiver"])["volumeMounts"]
-    assert f"VOLUME {mount['mountPath']}\n" in (DEPLOY / "Dockerfile").read_text()
+    assert f"VOLUME {mounts(PODS['receiver'])['journal']}\n" in (DEPLOY / "Dockerfile").read_text()
     (claim,) = STATEFUL_SET["volumeClaimTemplates"]
-    assert claim["metadata"]["name"] == mount["name"]
+    assert claim["metadata"]["name"] == "journal"
     storage = re.fullmatch(r"(\d+)Gi", claim["spec"]["resources"]["requests"]["storage"])
     assert storage is not None
     limit = load(None, CONFIGURATION | {"RECEIVER_CONFIG": "/dev/null", "RECEIVER_KEY": KEY}).journal_max_bytes

@@ -207,9 +207,11 @@ def test_kubernetes(machine: Machine) -> None:
 
 
 def secrets(manifest: Path) -> list[dict[str, Any]]:
-    """The keys of Secrets that a manifest's pods take."""
-    found = yaml.safe_load(manifest.read_text())["spec"]["template"]["spec"]["containers"][0]["env"]
-    return [one["valueFrom"]["secretKeyRef"] for one in found]
+    """The keys of Secrets that a manifest's pods take, as variables or as files."""
+    pod = yaml.safe_load(manifest.read_text())["spec"]["template"]["spec"]
+    variables = [one["valueFrom"]["secretKeyRef"] for one in pod["containers"][0]["env"] if "valueFrom" in one]
+    mounted = [one["secret"] for one in pod["volumes"] if "secret" in one]
+    return variables + [{"name": one["secretName"], "key": item["key"]} for one in mounted for item in one["items"]]
 
 
 def test_prometheus(machine: Machine) -> None:

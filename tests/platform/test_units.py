@@ -99,6 +99,11 @@ def test_kubernetes_with_the_others(tmp_path: Path) -> None:
     assert pod["containers"][0]["image"] == receiver["image"]
     assert pod["containers"][0]["envFrom"][0] == receiver["envFrom"][0]
     assert pod["securityContext"].items() <= receivers["template"]["spec"]["securityContext"].items()
+    assert [one for one in receiver["env"] if one["name"] != "RECEIVER_PREVIOUS_KEY"] == pod["containers"][0]["env"]
+    assert pod["containers"][0]["volumeMounts"] == [
+        one for one in receiver["volumeMounts"] if one["name"] == "database-url"
+    ]
+    assert pod["volumes"] == receivers["template"]["spec"]["volumes"]
     takes(CONTAINER["args"])
     asked = [one for one in CONTAINER["args"] if one.startswith("--metrics")]
     hosts = [f"receiver-{number}.{receivers['serviceName']}" for number in range(receivers["replicas"])]
