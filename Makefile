@@ -36,8 +36,8 @@ lint: .venv/developed
 # patroni, etcd-server and postgresql-15.
 faults: .venv/developed
 	FAULT_KILLS=1000 FAULT_STOPPED=60 FAULT_DAMAGE=30 FAULT_POWER_CUTS=200 FAULT_BACKLOG=1000000 FAULT_FAILOVERS=5 \
-	  FAULT_ATTEMPTS=2 FAULT_POSTGRESQL=/usr/lib/postgresql/15/bin FAULT_SIEGE=20 $(BIN)/pytest \
-	  tests/faults tests/journal/test_damage.py tests/deploy/test_proxy_sieges.py
+	  FAULT_ATTEMPTS=2 FAULT_POSTGRESQL=/usr/lib/postgresql/15/bin FAULT_SIEGE=20 FAULT_IMAGES=1 $(BIN)/pytest \
+	  tests/faults tests/journal/test_damage.py tests/deploy/test_proxy_sieges.py tests/deploy/test_container.py
 
 # What comes from outside, generated and broken, for FUZZ_SECONDS (60) or FUZZ_CASES; what is found goes to
 # tests/fuzz/corpus, which each `make test` runs again.

@@ -1,4 +1,7 @@
-"""The container, built for real on a Debian 12 of its own: where buildah and mmdebstrap are installed."""
+"""The container, built for real on a Debian 12 of its own: where buildah and mmdebstrap are installed.
+
+With FAULT_IMAGES also the one that has the vendor's SDK.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from receiver.protocol.signature import sign
-from tests.helpers.locks import RUNTIME, pins
+from tests.helpers.locks import PLATFORM, RUNTIME, pins
+from tests.helpers.platform import platform
 from tests.helpers.receiver import KEY, SAMPLES, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 URL = "https://events.example.com/callbacks/metastudio"
 MACHINE = {"PATH": os.environ["PATH"], "STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
+IMAGES = ["", "yes"] if "FAULT_IMAGES" in os.environ else [""]  # the build argument PLATFORM_SDK
+Buildah = Callable[..., str]
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("buildah") or not shutil.which("mmdebstrap"),
@@ -36,10 +42,11 @@ pytestmark = pytest.mark.skipif(
 class Image:
     """The image, its root file system mounted at `folder`."""
 
-    def __init__(self, name: str, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, name: str, folder: Path, config: dict[str, Any], *, has_sdk: bool) -> None:
         self.name = name
         self.folder = folder
         self.config = config
+        self.has_sdk = has_sdk
 
     def command(self, state: Path, *arguments: str, **environ: str) -> list[str]:
         """Run `arguments` as a container engine would: as the image's user, on a root that cannot be written.
@@ -62,12 +69,12 @@ class Image:
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    """The image that deploy/Dockerfile makes."""
+def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
+    """Runs buildah, which has the image localhost/base of a Debian 12; returns what it prints."""
     folder = tmp_path_factory.mktemp("images")
     storage = ["buildah", "--root", str(folder / "storage"), "--runroot", str(folder / "run")]
 
-    def buildah(*arguments: str) -> str:
+    def run(*arguments: str) -> str:
         done = subprocess.run(
             [*storage, *arguments], cwd=ROOT, env=MACHINE, check=False, capture_output=True, text=True
         )
@@ -77,23 +84,24 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     base = folder / "base.tar"
     make_base = ["mmdebstrap", "--quiet", "--variant=essential", "--include=python3.11-venv", "bookworm", str(base)]
     subprocess.run(make_base, check=True)
-    scratch = buildah("from", "scratch")
-    buildah("add", scratch, str(base), "/")
-    buildah("commit", "--quiet", "--rm", scratch, "base")
+    scratch = run("from", "scratch")
+    run("add", scratch, str(base), "/")
+    run("commit", "--quiet", "--rm", scratch, "base")
     try:
-        build = [
-            "bud",
-            "--quiet",
-            "--format=docker",
-            "--build-arg=BASE_IMAGE=localhost/base",
-            *as_this_machines_pip(folder),
-        ]
-        name = buildah(*build, "--file=deploy/Dockerfile", ".")
-        config = json.loads(buildah("inspect", "--type=image", name))["Docker"]["config"]
-        yield Image(name, Path(buildah("mount", buildah("from", name))), config)
+        yield run
     finally:
-        buildah("rm", "--all")
-        buildah("rmi", "--all", "--force")
+        run("rm", "--all")
+        run("rmi", "--all", "--force")
+
+
+@pytest.fixture(scope="module", params=IMAGES)
+def image(request: pytest.FixtureRequest, buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The image that deploy/Dockerfile makes, without the vendor's SDK or with it."""
+    options = ["--format=docker", "--build-arg=BASE_IMAGE=localhost/base", f"--build-arg=PLATFORM_SDK={request.param}"]
+    options += as_this_machines_pip(tmp_path_factory.mktemp("pip"))
+    name = buildah("bud", "--quiet", *options, "--file=deploy/Dockerfile", ".")
+    config = json.loads(buildah("inspect", "--type=image", name))["Docker"]["config"]
+    return Image(name, Path(buildah("mount", buildah("from", name))), config, has_sdk=bool(request.param))
 
 
 def as_this_machines_pip(folder: Path) -> list[str]:
@@ -126,7 +134,8 @@ def test_what_is_inside(image: Image) -> None:
     """Of Python packages it holds the wheel and what is locked, in those versions; nothing else of the build."""
     package = image.folder / "opt/receiver/lib/python3.11/site-packages"
     installed = {path.name.removesuffix(".dist-info") for path in package.glob("*.dist-info")}
-    locked = {f"{name.replace('-', '_')}-{version}" for name, (version, _) in pins(RUNTIME).items()}
+    named = pins(RUNTIME) | (pins(PLATFORM) if image.has_sdk else {})
+    locked = {f"{name.replace('-', '_')}-{version}" for name, (version, _) in named.items()}
     assert {name.lower() for name in installed} == {"metastudio_callback_receiver-0.1.0"} | locked
     assert (package / "receiver/migrations/versions/0001_events.py").exists()
     assert not (image.folder / "build").exists()
@@ -176,3 +185,20 @@ def test_it_serves(image: Image, tmp_path: Path) -> None:
     outside = image.command(state, "touch", "/opt/receiver/changed")
     refused = subprocess.run(outside, check=False, capture_output=True, text=True)
     assert "Read-only file system" in refused.stderr
+
+
+def test_commands_that_ask_the_platform(image: Image, tmp_path: Path) -> None:
+    """With the SDK they ask the platform; without it they say what to install."""
+    tmp_path.chmod(0o755)
+    settings = {"RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL": URL, "RECEIVER_KEY": KEY}
+
+    def receiver(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        command = image.command(tmp_path, *image.config["Entrypoint"], *arguments, **settings, **environ)
+        return subprocess.run(command, check=False, capture_output=True, text=True)
+
+    assert "Usage: receiver reconcile " in receiver("reconcile", "--help").stdout
+    with platform() as stub:
+        done = receiver("register", "--api-endpoint", stub.url, **stub.environ)
+    said = "give --apply to register this" if image.has_sdk else "the vendor's SDK is not installed here"
+    assert said in done.stdout + done.stderr
+    assert len(stub.requests) == image.has_sdk
