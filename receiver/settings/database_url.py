@@ -76,8 +76,8 @@ def _check_encoded(rest: str) -> None:
     password = user.partition(":")[2]
     if not _USER.fullmatch(user) or "%00" in password or (":" in user and "#" in server):
         raise InvalidValueError(
-            "has a character that belongs elsewhere in a URL, such as @, / or #: percent-encode the password, with %40"
-            " for @, %2F for /, %23 for #, %3F for ?, %25 for %"
+            "has a character that belongs elsewhere in a URL, such as @, /, # or a blank: percent-encode the password,"
+            " with %40 for @, %2F for /, %23 for #, %3F for ?, %25 for %, %20 for a blank"
         )
 
 
