@@ -1,8 +1,9 @@
-"""The command line. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+"""The command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -30,6 +31,7 @@ from receiver.server.sockets import ListenError
 from receiver.settings.load import SettingsError
 from receiver.tools.sender import SendError
 
+_INTERRUPTED = 128 + signal.SIGINT  # as a shell shows a process that a signal ended
 _KNOWN_ERRORS = (SettingsError, JournalError, ListenError, NotReplicatedError, PlatformError, SchemaError, SendError)
 
 
@@ -40,8 +42,12 @@ class _Group(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # a locale may know no Chinese; in JSON these are escapes
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of receiver/__main__.py
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(_INTERRUPTED) from None
         except _KNOWN_ERRORS as error:
             raise click.ClickException(printable(error)) from error
         except RefusedError as error:
