@@ -12,10 +12,11 @@ from receiver.cli.export import as_json
 from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_database, read_settings
 from receiver.cli.terminal import printable
 from receiver.database.insert import Row
-from receiver.platform.client import Platform, connect, is_id
+from receiver.platform.client import Platform, is_id
+from receiver.platform.connect import AddressError, connect
 from receiver.platform.reconcile import reconcile as ask_and_compare
 from receiver.platform.reconcile import why_behind
-from receiver.platform.register import CONFIG, Difference, apply, differences, wanted_of
+from receiver.platform.register import CONFIG, Difference, apply, differences, part_of, wanted_of
 from receiver.protocol.platform import LOST, Finding
 
 _MEANINGS = {
@@ -32,7 +33,10 @@ _api_option = click.option("--api-endpoint", metavar="URL", help="Another addres
 def _connect(region: str | None, api_endpoint: str | None) -> Platform:
     if region is None and api_endpoint is None:
         raise click.UsageError("--region: name the region of your MetaStudio, such as cn-north-4 or cn-east-3")
-    return connect(region, api_endpoint)
+    try:
+        return connect(region, api_endpoint)
+    except AddressError as error:
+        raise click.UsageError(printable(error)) from error
 
 
 @click.command()
@@ -61,7 +65,7 @@ def register(*, name: str | None, region: str | None, api_endpoint: str | None, 
     differing = differences(before, wanted)
     _show(differing)
     if room is not None:
-        inherits = (before.get(CONFIG) or {}).get("is_inheritance_platform_callback")
+        inherits = part_of(before).get("is_inheritance_platform_callback")
         if inherits is not None:
             click.echo(f"  is_inheritance_platform_callback: {printable(inherits)}")
     elif not differing:
@@ -98,7 +102,7 @@ def reconcile(*, region: str | None, api_endpoint: str | None, metrics: tuple[st
     For a timer. Ends with 1 where callbacks were lost, and where the platform cannot be asked. Nothing is compared
     while a receiver's journal is behind.
     """
-    settings = read_settings()
+    settings, platform = read_settings(), _connect(region, api_endpoint)
     now = datetime.now(UTC)
     host, port = settings.operations_listen
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (it is replaced)
@@ -111,7 +115,7 @@ def reconcile(*, region: str | None, api_endpoint: str | None, metrics: tuple[st
             return
     urls = [one.live_event_type_callback_url for one in settings.endpoints]
     database = open_database()
-    rows = ask_and_compare(_connect(region, api_endpoint), database, urls, now, settings.stream_stale_after)
+    rows = ask_and_compare(platform, database, urls, now, settings.stream_stale_after)
     found = sorted((row for row in rows if row["finding"]), key=lambda row: (row["finding"], row["job_id"]))
     counts = Counter(row["finding"] for row in found)
     if json_:

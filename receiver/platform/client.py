@@ -1,26 +1,22 @@
-"""The platform's API through the vendor's SDK, an extra that `connect` alone loads."""
+"""The platform's API, asked through the vendor's SDK."""
 
 from __future__ import annotations
 
 import json
-import logging
 import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 Json = dict[str, Any]
 
 PAGE = 100  # jobs: the most that the platform lists at once
-_LOCAL = ("localhost", "127.0.0.1", "::1")
 _PACE = 0.1  # seconds between two requests: the lowest limit that is published for neighbouring queries
 _PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds, before a request that may succeed later is repeated
-_TIMEOUT = (10, 30)  # seconds, to connect and to be answered
 _TOO_MANY_CODE, _TOO_MANY = "APIGW.0308", 429
-_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _SERVER_ERROR = 401, 403, 404, 500
+_REDIRECTS, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _SERVER_ERROR = 300, 401, 403, 404, 500
 
 
 class PlatformError(Exception):
@@ -38,9 +34,10 @@ def is_id(text: str | None) -> bool:
 
 
 class Sdk(NamedTuple):
-    """What is used of the SDK: a client, the module of the requests' classes, and that of the exceptions."""
+    """What is used of the SDK: a client, where it asks, the module of the requests' classes, that of the exceptions."""
 
     client: Any
+    endpoint: str
     requests: Any
     exceptions: Any
 
@@ -116,16 +113,25 @@ class Platform:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of values that are not of the published types
                 response = method(request)
-            answer = json.loads(response.raw_content or b"{}")
+            if response.status_code >= _REDIRECTS:
+                raise _redirected(operation, response.status_code)
+            # A query without an answer is none of an empty configuration: all that is there would be overwritten.
+            answer = {} if "body" in parameters else json.loads(response.raw_content)
         except self._sdk.exceptions.SdkException as error:
-            raise _problem(operation, error) from error
+            status = getattr(error, "status_code", None)
+            raise (self._unreachable(operation, error) if status is None else _refused(operation, error)) from error
         except OSError as error:  # of which the SDK lets some pass, as they come from the library below it
-            raise _unreachable(operation, error) from error
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise self._unreachable(operation, error) from error
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise _malformed(operation) from error
         if not isinstance(answer, dict):
             raise _malformed(operation)
         return answer
+
+    def _unreachable(self, operation: str, error: Exception) -> PlatformError:
+        remedy = "see that --region or --api-endpoint is right, and that this machine may call out to it"
+        problem = f"the platform cannot be reached at {self._sdk.endpoint} ({type(error).__name__})"
+        return PlatformError(f"{operation}: {problem}: {remedy}", is_passing=True)
 
     def _wait_for_turn(self) -> None:
         wait = self._asked_at + _PACE - self._clock()
@@ -134,73 +140,11 @@ class Platform:
         self._asked_at = self._clock()
 
 
-def connect(region: str | None, endpoint: str | None) -> Platform:
-    """The platform in a region, or at another endpoint; credentials are found as by all of the vendor's tools."""
-    try:
-        from huaweicloudsdkcore.auth.credentials import BasicCredentials  # type: ignore[import-untyped]  # noqa: PLC0415
-        from huaweicloudsdkcore.auth.provider import (  # type: ignore[import-untyped]  # noqa: PLC0415
-            CredentialProviderChain,
-        )
-        from huaweicloudsdkcore.exceptions import exceptions  # type: ignore[import-untyped]  # noqa: PLC0415
-        from huaweicloudsdkcore.http.http_config import HttpConfig  # type: ignore[import-untyped]  # noqa: PLC0415
-        from huaweicloudsdkcore.region.region import Region  # type: ignore[import-untyped]  # noqa: PLC0415
-        from huaweicloudsdkmetastudio import v1  # type: ignore[import-untyped]  # noqa: PLC0415
-        from huaweicloudsdkmetastudio.v1.region.metastudio_region import (  # type: ignore[import-untyped]  # noqa: PLC0415
-            MetaStudioRegion,
-        )
-    except ImportError as error:
-        raise PlatformError(
-            "the vendor's SDK is not installed here: install what deploy/requirements-platform.txt pins, or the extra"
-            " `platform` of this package"
-        ) from error
-    if endpoint is not None:
-        _require_private(endpoint)
-    try:
-        place = None if region is None else Region(region, endpoint) if endpoint else MetaStudioRegion.value_of(region)
-    except KeyError as error:
-        known = ", ".join(sorted(MetaStudioRegion.static_fields))
-        raise PlatformError(f"--region: name one of {known}, or give --api-endpoint too") from error
-    # It has no handler, so that Python itself would print what it logs beside the error that this ends with.
-    logging.getLogger(f"HuaweiCloud-SDK-{v1.MetaStudioClient.__name__}").addHandler(logging.NullHandler())
-    try:
-        credentials = CredentialProviderChain.get_basic().get_credentials()
-    except (TypeError, ValueError, OSError, exceptions.SdkException) as error:
-        raise PlatformError(
-            "no credentials were found: set HUAWEICLOUD_SDK_AK and HUAWEICLOUD_SDK_SK, or write a profile to"
-            " ~/.huaweicloud/credentials, or give this machine an agency"
-        ) from error
-    if place is None and isinstance(credentials, BasicCredentials) and not credentials.project_id:
-        raise PlatformError("the project is not known: set HUAWEICLOUD_SDK_PROJECT_ID, or give --region")
-    builder = v1.MetaStudioClient.new_builder().with_http_config(HttpConfig(timeout=_TIMEOUT))
-    builder = builder.with_credentials(credentials)
-    builder = builder.with_endpoint(endpoint) if place is None else builder.with_region(place)
-    try:
-        client = builder.build()
-    except (TypeError, ValueError, OSError, exceptions.SdkException) as error:
-        raise PlatformError(
-            f"the project of these credentials in {region} could not be found out ({type(error).__name__}): set"
-            " HUAWEICLOUD_SDK_PROJECT_ID"
-        ) from error
-    return Platform(Sdk(client, v1, exceptions))
-
-
-def _require_private(endpoint: str) -> None:
-    """Refuse plain HTTP but on this machine: the key is in what is written."""
-    try:
-        parts = urlsplit(endpoint)
-        is_right = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOCAL)
-    except ValueError:
-        is_right = False
-    if not is_right:
-        raise PlatformError("--api-endpoint: is not an https:// URL")
-
-
-def _problem(operation: str, error: Any) -> PlatformError:  # noqa: ANN401 (the SDK has no types)
-    status = getattr(error, "status_code", None)
-    if status is None:
-        return _unreachable(operation, error)
+def _refused(operation: str, error: Any) -> PlatformError:  # noqa: ANN401 (the SDK has no types)
+    status = error.status_code
     # Its own text is left out: nobody knows whether it quotes the request.
-    said = f"{status} {error.error_code}" + (f", request {error.request_id}" if error.request_id else "")
+    code = "" if error.error_code in (None, "", str(status)) else f" {error.error_code}"
+    said = f"{status}{code}" + (f", request {error.request_id}" if error.request_id else "")
     is_passing = status == _TOO_MANY or status >= _SERVER_ERROR or error.error_code == _TOO_MANY_CODE
     if is_passing:
         what = "says that there are too many requests" if status < _SERVER_ERROR else "fails"
@@ -222,10 +166,8 @@ def _problem(operation: str, error: Any) -> PlatformError:  # noqa: ANN401 (the 
     return PlatformError(f"{operation}: {remedy} ({said})", status=status, is_passing=is_passing)
 
 
-def _unreachable(operation: str, error: Exception) -> PlatformError:
-    remedy = "see that --region or --api-endpoint is right, and that this machine may call out to it"
-    name = type(error).__name__
-    return PlatformError(f"{operation}: the platform cannot be reached ({name}): {remedy}", is_passing=True)
+def _redirected(operation: str, status: int) -> PlatformError:
+    return PlatformError(f"{operation}: is redirected ({status}), which is not followed: see --api-endpoint")
 
 
 def _malformed(operation: str) -> PlatformError:

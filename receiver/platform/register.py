@@ -17,6 +17,7 @@ _NOTIFY = "live_notify_config"
 _SHOWN = ("live_exit_config", _NOTIFY)
 _URL, _AUTH_TYPE, _KEY = "live_event_type_callback_url", "auth_type", "key"
 _MASK = "****"
+_LONGEST = 2048  # characters that are shown of a value: no URL is longer
 _MASKED = re.compile(r".*\*{3}.*", flags=re.DOTALL)
 
 
@@ -48,7 +49,7 @@ def require_public(url: str) -> None:
 
 def differences(config: Json, wanted: Json) -> list[Difference]:
     """What differs between a configuration of the platform and what an endpoint wants."""
-    return list(_differences(_part(config), wanted))
+    return list(_differences(part_of(config), wanted))
 
 
 def _differences(now: Json, wanted: Json) -> Iterator[Difference]:
@@ -72,7 +73,8 @@ def _shown(name: str, value: Any, config: Json) -> str:  # noqa: ANN401 (whateve
         return "not set"
     if name == _KEY:
         return _MASK
-    return public(str(value), str(config.get(_AUTH_TYPE))) if name == _URL else str(value)
+    shown = public(str(value), str(config.get(_AUTH_TYPE))) if name == _URL else str(value)
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
 
 
 def public(url: str, auth_type: str) -> str:
@@ -96,7 +98,7 @@ def apply(platform: Platform, before: Json, wanted: Json) -> None:
         raise PlatformError(
             f"nothing was written: the platform masks {', '.join(masked)}, which would be lost; register in its console"
         )
-    kept = {name: value for name, value in _part(before).items() if name not in (_KEY, *wanted)}
+    kept = {name: value for name, value in part_of(before).items() if name not in (_KEY, *wanted)}
     body = {name: value for name, value in before.items() if value is not None} | {CONFIG: kept | wanted}
     if isinstance(body.get(_NOTIFY), dict):
         # What is written has an `action` that what is read has not: so the list stays as it is.
@@ -104,7 +106,7 @@ def apply(platform: Platform, before: Json, wanted: Json) -> None:
     platform.set_user_config(body)
     after = platform.user_config()
     wrong = [one.name for one in differences(after, wanted) if one.is_known]
-    wrong += [name for name, value in kept.items() if _part(after).get(name) != value]
+    wrong += [name for name, value in kept.items() if part_of(after).get(name) != value]
     if wrong:
         raise PlatformError(
             f"{CONFIG}: the platform took the configuration, and does not have it: {', '.join(wrong)} differ"
@@ -132,14 +134,15 @@ def _masked(path: str, value: Any) -> Iterator[str]:  # noqa: ANN401 (whatever J
         yield path
 
 
-def _part(config: Json) -> Json:
+def part_of(config: Json) -> Json:
+    """The registration in a configuration; nothing where it has none."""
     part = config.get(CONFIG)
     return part if isinstance(part, dict) else {}
 
 
 def registered_url(config: Json) -> str | None:
     """The URL that a configuration registers; None where it has none."""
-    url = _part(config).get(_URL)
+    url = part_of(config).get(_URL)
     return url if isinstance(url, str) and url else None
 
 

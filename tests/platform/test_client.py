@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from receiver.platform.client import Platform, PlatformError, connect
+from receiver.platform.client import Platform, PlatformError
+from receiver.platform.connect import connect
 from tests.helpers.platform import Answer, Request, Stub, failure, job, platform
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -85,6 +88,17 @@ def test_a_platform_that_is_away(asked: Platform, stub: Stub, clock: Clock) -> N
     asked._sdk.client._endpoints = ["http://127.0.0.1:9"]  # noqa: SLF001 (where nothing listens)
     with pytest.raises(PlatformError, match=r"cannot be reached .*--region or --api-endpoint"):
         asked.user_config()
+    assert clock.slept == [1, 2, 4, 8]
+    assert stub.requests == []
+
+
+def test_a_platform_that_hangs(stub: Stub, clock: Clock) -> None:
+    """A platform that takes the connection and never answers is given up at the deadline, and tried again."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        sdk = connect(None, url, timeout=(60, 0.05))._sdk  # noqa: SLF001 (that of the real thing, with another clock)
+        with pytest.raises(PlatformError, match=f"cannot be reached at {url} "):
+            Platform(sdk, clock=lambda: clock.now, sleep=clock.sleep).user_config()
     assert clock.slept == [1, 2, 4, 8]
     assert stub.requests == []
 

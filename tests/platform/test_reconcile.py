@@ -256,12 +256,21 @@ def test_no_receiver(reconcile: Reconcile, stub: Stub) -> None:
     assert "--metrics: http://127.0.0.1:9/metrics does not show" in result.output
 
 
+def test_no_region(receiver: Receiver, database_environ: dict[str, str]) -> None:
+    """A wrong usage is said also while nothing is compared, so that a timer that can never do anything is seen."""
+    receiver.up = 0
+    command = ["reconcile", "--metrics", f"http://127.0.0.1:{receiver.port}/metrics"]
+    result = CliRunner().invoke(main, command, env=database_environ)
+    assert result.exit_code == 2
+    assert "--region: name the region" in result.output
+
+
 def test_no_permission(reconcile: Reconcile, stub: Stub, database: Database) -> None:
     """Without a permission it fails, names it, and stores nothing."""
     stub.before = lambda request: failure(403) if request.path.endswith("/smart-live-jobs") else None
-    result = reconcile()
-    assert result.exit_code == 1
-    assert "no permission for ListSmartLiveJobs" in result.output
+    result = reconcile("--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no permission for ListSmartLiveJobs" in result.stderr
     assert platform_findings(database)[1] is None
 
 

@@ -133,6 +133,17 @@ def test_a_room(stub: Stub, register: Register) -> None:
     assert register("--room", "../../user-config").exit_code == 2
     assert "knows no such thing" in register("--room", "r2").output
     assert written(stub) == []
+    stub.rooms["r3"] = {"live_event_callback_config": ["of", "another", "form"]}
+    assert f"live_event_type_callback_url: not set -> {URL}" in register("--room", "r3").output
+
+
+def test_a_large_answer(stub: Stub, register: Register) -> None:
+    """A configuration of many megabytes is compared like any other, and is not printed."""
+    stub.config = REST | {"live_event_callback_config": WANTED | {"callback_event_type": "X" * 10_000_000}}
+    result = register()
+    assert result.exit_code == 0
+    assert "callback_event_type: XXX" in result.output
+    assert len(result.output) < 5000
 
 
 @pytest.mark.parametrize(
@@ -176,13 +187,20 @@ def test_several_endpoints(stub: Stub, tmp_path: Path, monkeypatch: pytest.Monke
         (Answer(200, b"<html>"), "not of the published form"),
         (Answer(200, b"[1]"), "not of the published form"),
         (Answer(200, b'{"live_exit_config": 5, "live_event_callback_config": '), "not of the published form"),
+        (Answer(200, b""), "not of the published form"),
+        (Answer(200, b"[" * 100_000), "not of the published form"),
+        (Answer(200, b"<html>" * 2_000_000), "not of the published form"),
+        (Answer(302, b""), "is redirected (302), which is not followed"),
+        (Answer(308, {}), "is redirected (308), which is not followed"),
+        (Answer(403, b"<html>"), "in this project (403, request request-of-the-stub)"),
     ],
+    ids=lambda value: str(value)[:50],
 )
 def test_what_the_platform_refuses(stub: Stub, register: Register, answer: Answer, said: str) -> None:
-    """Each failure is one line with the remedy, in which nothing is quoted; it is not tried again."""
+    """Each failure is one line with the remedy, in which nothing is quoted; nothing is tried again or written."""
     stub.before = lambda _: answer
     result = register("--apply")
-    assert result.exit_code == 1
+    assert (result.exit_code, result.stdout) == (1, "")
     (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert said in line
     assert len(stub.requests) == 1
@@ -206,8 +224,36 @@ def test_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def said(*arguments: str) -> str:
-        return CliRunner().invoke(main, ["register", *arguments], env=environ).output
+        result = CliRunner().invoke(main, ["register", *arguments], env=environ)
+        assert result.exit_code == 2
+        return result.output
 
     assert "--region: name the region" in said()
     assert "--api-endpoint: is not an https:// URL" in said("--api-endpoint", "http://example.com")
     assert "--region: name one of cn-east-3, cn-north-4" in said("--region", "mars")
+
+
+@pytest.mark.parametrize(
+    ("profile", "environ"),
+    [
+        (f"{SECRET_KEY}\n", {}),
+        (f"[basic]\nak = {ACCESS_KEY}\nsk = %{SECRET_KEY}\n", {}),
+        (f"[basic]\nak = {ACCESS_KEY}\nsk = {SECRET_KEY} \u4e2d\n", {}),
+        ("", {"HUAWEICLOUD_SDK_AK": ACCESS_KEY, "HUAWEICLOUD_SDK_SK": f"{SECRET_KEY}\n"}),
+    ],
+    ids=["no profile", "a sign to be doubled", "another letter", "a line end"],
+)
+def test_credentials_that_cannot_be_read(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, environ: dict[str, str]
+) -> None:
+    """What is wrong with them is one line, in which none of them is quoted; the platform is not asked."""
+    (tmp_path / ".huaweicloud").mkdir()
+    (tmp_path / ".huaweicloud/credentials").write_text(profile)
+    monkeypatch.chdir(tmp_path)
+    settings = {"RECEIVER_LIVE_EVENT_TYPE_CALLBACK_URL": URL, "RECEIVER_KEY": KEY, "HOME": str(tmp_path)}
+    result = CliRunner().invoke(main, ["register", "--api-endpoint", stub.url], env=settings | environ)
+    assert (result.exit_code, stub.requests) == (1, [])
+    assert result.output.startswith("Error: the ")
+    assert "profile" in result.output
+    assert len(result.output.splitlines()) == 1
+    assert not any(secret in result.output for secret in (SECRET_KEY, ACCESS_KEY))
