@@ -44,7 +44,6 @@ class SignatureError(Exception):
     """A request that is not to be trusted. `reason` is stable, for metrics and logs; it never holds a secret."""
 
     reason: ClassVar[str]
-    status_hint: ClassVar[int] = 401
 
 
 class MissingSignatureError(SignatureError):
