@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,6 @@ from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 from receiver.protocol.events import EventType, StreamState
 from receiver.protocol.signature import AUTO, LIKELIEST_FORM, sign
 from receiver.settings.settings import EndpointSettings
-
-_ATTEMPTS = 2
 
 
 class SendError(Exception):
@@ -48,17 +47,14 @@ class Sender:
         self._endpoint = endpoint
         target = _target(to or endpoint.live_event_type_callback_url)
         self._base = f"{target.scheme}://{target.netloc}"
-        if target.scheme == "https":
+        host = target.hostname or ""
+        if target.scheme == "http":
+            self._connection = http.client.HTTPConnection(host, target.port, timeout=30)
+        else:
             context = ssl.create_default_context()
             if trust is not None and trust.exists():
                 context.load_verify_locations(trust)
-            self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                target.hostname or "", target.port, timeout=30, context=context
-            )
-        elif target.scheme == "http" and target.hostname:
-            self._connection = http.client.HTTPConnection(target.hostname, target.port, timeout=30)
-        else:
-            raise SendError(f"{to}: is not the address of a receiver: give one such as https://localhost:8443")
+            self._connection = http.client.HTTPSConnection(host, target.port, timeout=30, context=context)
 
     def post(self, body: bytes, sent_at: float) -> Answer:
         """Sign for `sent_at` (POSIX seconds) and post."""
@@ -70,9 +66,15 @@ class Sender:
             auth_type=self._endpoint.auth_type,
             form=LIKELIEST_FORM if form == AUTO else form,
         )
+        request = (_request_target(signed.url), body, signed.headers)
         started = time.perf_counter()
         try:
-            status, text = self._exchange(_request_target(signed.url), body, signed.headers)
+            try:
+                status, text = self._exchange(*request)
+            except (ConnectionResetError, BrokenPipeError):
+                # A kept-alive connection that the server had closed meanwhile; the receiver stores a repeat once.
+                self._connection.close()
+                status, text = self._exchange(*request)
         except ssl.SSLCertVerificationError as error:
             problem = f"its certificate is not trusted ({error.verify_message}): name the one to trust with --trust"
             raise SendError(f"{self._base}: {problem}") from error
@@ -82,18 +84,9 @@ class Sender:
         return Answer(status, text, time.perf_counter() - started)
 
     def _exchange(self, target: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                self._connection.request("POST", target, body, {"Content-Type": "application/json", **headers})
-                response = self._connection.getresponse()
-                return response.status, response.read().decode(errors="replace")
-            except (OSError, http.client.HTTPException) as error:
-                self._connection.close()
-                # A kept-alive connection that the server had closed meanwhile; the receiver stores a repeat once.
-                closed = isinstance(error, (ConnectionResetError, BrokenPipeError))  # RemoteDisconnected is one too
-                if not closed or attempt == _ATTEMPTS:
-                    raise
-        raise AssertionError  # the loop returns or raises
+        self._connection.request("POST", target, body, {"Content-Type": "application/json", **headers})
+        response = self._connection.getresponse()
+        return response.status, response.read().decode(errors="replace")
 
     def close(self) -> None:
         """Close the connection."""
@@ -108,17 +101,15 @@ def body_of(event_type: str, message: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Livestream:
-    """A simulated job: its ids, and its events as (seconds after its start, body)."""
+    """A simulated job: its id, and its events as (seconds after its start, body)."""
 
-    room_id: str
     job_id: str
     events: list[tuple[float, bytes]]
 
 
-def livestream(duration: float = 240) -> Livestream:
+def livestream(duration: float) -> Livestream:
     """A whole livestream of `duration` seconds: its script twice, a connection lost and found, replies, the end."""
-    room_id, job_id = secrets.token_hex(16), secrets.token_hex(16)
-    ids = {"room_id": room_id, "job_id": job_id}
+    ids = _made_up_ids()
     found: list[tuple[float, bytes]] = []
 
     def add(at: float, event_type: EventType, **fields: Any) -> None:  # noqa: ANN401 (a message's fields)
@@ -148,12 +139,12 @@ def livestream(duration: float = 240) -> Livestream:
         )
     for at in (0.15, 0.33, 0.62, 0.71, 0.9):
         add(at, EventType.REPLY_COMMAND_FINISH, reply_id=secrets.token_hex(16))
-    return Livestream(room_id, job_id, sorted(found))
+    return Livestream(ids["job_id"], sorted(found))
 
 
 def load_bodies() -> Iterator[bytes]:
     """Distinct events without end, of the three types, over a hundred jobs."""
-    jobs = [{"room_id": secrets.token_hex(16), "job_id": secrets.token_hex(16)} for _ in range(100)]
+    jobs = [_made_up_ids() for _ in range(100)]
     for number in itertools.count():
         ids = random.choice(jobs)  # noqa: S311 (no secret)
         kinds: tuple[tuple[EventType, dict[str, Any]], ...] = (
@@ -169,41 +160,39 @@ def send_load(
     new_sender: Callable[[], Sender], *, events: int, rate: float, connections: int, on_answer: Callable[[Answer], None]
 ) -> None:
     """Send `events` distinct events at `rate` a second (0: as fast as it goes) over `connections`; then stop."""
-    bodies = load_bodies()
+    numbered = enumerate(itertools.islice(load_bodies(), events))
     lock = threading.Lock()
-    left = iter(range(events))
     started = time.perf_counter()
 
     def work() -> None:
-        sender = new_sender()
-        try:
+        with closing(new_sender()) as sender:
             while True:
                 with lock:
-                    number = next(left, None)
-                    if number is None:
-                        return
-                    body = next(bodies)
+                    number, body = next(numbered, (0, None))
+                if body is None:
+                    return
                 if rate:
                     time.sleep(max(0, started + number / rate - time.perf_counter()))
                 answer = sender.post(body, time.time())
                 with lock:
                     on_answer(answer)
-        finally:
-            sender.close()
 
     with ThreadPoolExecutor(connections) as pool:
         for worker in [pool.submit(work) for _ in range(connections)]:
             worker.result()
 
 
+def _made_up_ids() -> dict[str, str]:
+    return {"room_id": secrets.token_hex(16), "job_id": secrets.token_hex(16)}
+
+
 def _target(url: str) -> SplitResult:
-    """The URL's parts, of which the port can be read."""
-    try:
+    """The URL's parts, among which are a host and a valid port or none; raises `SendError`."""
+    with suppress(ValueError):
         parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise SendError(f"{url}: is not the address of a receiver: {error}") from error
-    return parts
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    raise SendError(f"{url}: is not the address of a receiver: give one such as https://localhost:8443")
 
 
 def _request_target(url: str) -> str:

@@ -258,7 +258,7 @@ def test_send_says_why_nothing_was_sent(beside: Process) -> None:
     """No receiver, no trust and no address are told apart."""
     assert "is the receiver running there?" in failed(invoke("send", "--to", f"https://localhost:{free_port()}"))
     assert "--trust" in failed(invoke("send", RECEIVER_TLS_CERTIFICATE="", RECEIVER_TLS_KEY=""))
-    for address in ("localhost:8443", "https://localhost:x"):
+    for address in ("localhost:8443", "https://localhost:x", f"https://:{beside.port}"):
         assert "is not the address" in failed(invoke("send", "--to", address))
     for time_ in ("nan", "-1", "1e300"):
         assert "is not a time" in invoke("send", "--at", time_).stderr
