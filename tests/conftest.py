@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,15 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def migrated_url(database_url: str) -> str:
+    """The URL of a migrated database."""
+    with closing(Database(database_url)) as opened:
+        opened.migrate()
+    return database_url
+
+
+@pytest.fixture
+def database(migrated_url: str) -> Iterator[Database]:
     """A migrated database."""
-    opened = Database(database_url)
-    opened.migrate()
-    yield opened
-    opened.close()
+    with closing(Database(migrated_url)) as opened:
+        yield opened

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -27,17 +26,6 @@ from tests.helpers.receiver import KEY
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 JOB = "e87104f76d7546ce8a46ac6b04c49c3c"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a migrated database, of each kind that is supported."""
-    url: str = f"sqlite:///{tmp_path}/receiver.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-    with closing(Database(url)) as database:
-        database.migrate()
-    return url
 
 
 def put(url: str, job: str, count: int, *, began: datetime = NOON, step: float = 1) -> None:
@@ -101,20 +89,20 @@ def on_terminal(url: str, *arguments: str, answer: bytes) -> tuple[int, str]:
     return process.returncode, shown.decode()
 
 
-def test_all_of_one_job(database_url: str) -> None:
+def test_all_of_one_job(migrated_url: str) -> None:
     """All that is stored of the job goes, from every table that names jobs, and nothing of others."""
-    put(database_url, JOB, 2500)
-    put(database_url, f"{JOB}1", 30)
-    put(database_url, "other", 30)
-    put_quarantined(database_url, b"not JSON of " + JOB.encode(), b"of another")
+    put(migrated_url, JOB, 2500)
+    put(migrated_url, f"{JOB}1", 30)
+    put(migrated_url, "other", 30)
+    put_quarantined(migrated_url, b"not JSON of " + JOB.encode(), b"of another")
     counts = "2500 events, 1 quarantined, 1 jobs, 1 streams"
-    assert set(jobs_of(database_url)) == {"events", "jobs", "streams"}  # another table with jobs is filled here, too
-    assert deleted(database_url, JOB, "--dry-run") == f"Would delete {counts} of job {JOB}."
-    assert all(JOB in found for found in jobs_of(database_url).values())
-    assert deleted(database_url, JOB, "--yes") == f"Deleted {counts} of job {JOB}."
-    assert all(found == {f"{JOB}1", "other"} for found in jobs_of(database_url).values())
-    assert [row["count"] for row in sql(database_url, "SELECT count(*) AS count FROM events")] == [60]
-    assert [row["body"] for row in sql(database_url, "SELECT body FROM quarantine")] == [b"of another"]
+    assert set(jobs_of(migrated_url)) == {"events", "jobs", "streams"}  # another table with jobs is filled here, too
+    assert deleted(migrated_url, JOB, "--dry-run") == f"Would delete {counts} of job {JOB}."
+    assert all(JOB in found for found in jobs_of(migrated_url).values())
+    assert deleted(migrated_url, JOB, "--yes") == f"Deleted {counts} of job {JOB}."
+    assert all(found == {f"{JOB}1", "other"} for found in jobs_of(migrated_url).values())
+    assert [row["count"] for row in sql(migrated_url, "SELECT count(*) AS count FROM events")] == [60]
+    assert [row["body"] for row in sql(migrated_url, "SELECT body FROM quarantine")] == [b"of another"]
 
 
 def spelled(job: str) -> list[bytes]:
@@ -132,75 +120,75 @@ def spelled(job: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("job", ["job", "e8-71_04", "a.c", "50%", 'with "quotes"', "直播", "back\\slash", "it's"])
-def test_quarantined_bodies(database_url: str, job: str) -> None:
+def test_quarantined_bodies(migrated_url: str, job: str) -> None:
     """Bodies that name the job in any spelling go; those that name another, which may begin or end alike, stay."""
     others = [f"x{job}", f"{job}1", f"{job}-", f"_{job}", "abc", "501", "JOB", "it"]
     kept = [body for other in others for body in spelled(other)] + [b"", b"\0"]
-    put_quarantined(database_url, *spelled(job), *kept)
-    assert deleted(database_url, job, "--yes").startswith("Deleted 0 events, 7 quarantined,")
-    assert sorted(row["body"] for row in sql(database_url, "SELECT body FROM quarantine")) == sorted(kept)
+    put_quarantined(migrated_url, *spelled(job), *kept)
+    assert deleted(migrated_url, job, "--yes").startswith("Deleted 0 events, 7 quarantined,")
+    assert sorted(row["body"] for row in sql(migrated_url, "SELECT body FROM quarantine")) == sorted(kept)
 
 
-def test_many_quarantined_bodies(database_url: str) -> None:
+def test_many_quarantined_bodies(migrated_url: str) -> None:
     """More than a batch of them, among others."""
     named = [b"%s %d" % (JOB.encode(), number) for number in range(350)]
-    put_quarantined(database_url, *named, *(b"%s1 %d" % (JOB.encode(), number) for number in range(350)))
-    assert deleted(database_url, JOB, "--yes").startswith("Deleted 0 events, 350 quarantined,")
-    assert [row["count"] for row in sql(database_url, "SELECT count(*) AS count FROM quarantine")] == [350]
+    put_quarantined(migrated_url, *named, *(b"%s1 %d" % (JOB.encode(), number) for number in range(350)))
+    assert deleted(migrated_url, JOB, "--yes").startswith("Deleted 0 events, 350 quarantined,")
+    assert [row["count"] for row in sql(migrated_url, "SELECT count(*) AS count FROM quarantine")] == [350]
 
 
-def test_stream_without_events(database_url: str) -> None:
+def test_stream_without_events(migrated_url: str) -> None:
     """What an earlier prune left of a job is deleted, too."""
-    put(database_url, JOB, 1)
+    put(migrated_url, JOB, 1)
     for table in ("events", "jobs"):
-        sql(database_url, f"DELETE FROM {table}")
-    assert deleted(database_url, JOB, "--yes").startswith("Deleted 0 events, 0 quarantined, 0 jobs, 1 streams of")
+        sql(migrated_url, f"DELETE FROM {table}")
+    assert deleted(migrated_url, JOB, "--yes").startswith("Deleted 0 events, 0 quarantined, 0 jobs, 1 streams of")
 
 
 @pytest.mark.parametrize("job", [JOB[:8], JOB.upper(), "%", "", "\x1b[31mjob"])
-def test_unknown_job(database_url: str, job: str) -> None:
+def test_unknown_job(migrated_url: str, job: str) -> None:
     """Only a whole id is taken, to the letter; for another nothing is deleted, which is a failure."""
-    put(database_url, JOB, 3)
-    result = delete(database_url, job, "--yes")
+    put(migrated_url, JOB, 3)
+    result = delete(migrated_url, job, "--yes")
     assert result.exit_code == 1
     assert result.output.startswith("Error: nothing is stored of a job with the id ")
     assert result.output.strip().isprintable()
-    assert all(found == {JOB} for found in jobs_of(database_url).values())
+    assert all(found == {JOB} for found in jobs_of(migrated_url).values())
 
 
-def test_without_a_terminal(database_url: str) -> None:
+def test_without_a_terminal(migrated_url: str) -> None:
     """Where nobody can be asked, it is a wrong usage that says what to give; nothing is deleted."""
-    put(database_url, JOB, 3)
-    result = delete(database_url, JOB)
+    put(migrated_url, JOB, 3)
+    result = delete(migrated_url, JOB)
     assert result.exit_code == 2
     assert "give --yes" in result.output
-    assert all(found == {JOB} for found in jobs_of(database_url).values())
+    assert all(found == {JOB} for found in jobs_of(migrated_url).values())
 
 
-def test_on_a_terminal(database_url: str) -> None:
+def test_on_a_terminal(migrated_url: str) -> None:
     """It says how much it is, and asks; only a yes deletes."""
-    put(database_url, JOB, 3)
+    put(migrated_url, JOB, 3)
     asked = f"Delete 3 events, 0 quarantined, 1 jobs, 1 streams of job {JOB}? [y/N]"
     for answer in (b"\n", b"n\n", b"\x04"):
-        code, shown = on_terminal(database_url, JOB, answer=answer)
+        code, shown = on_terminal(migrated_url, JOB, answer=answer)
         assert code == 1
         assert asked in shown
-        assert all(found == {JOB} for found in jobs_of(database_url).values())
-    code, shown = on_terminal(database_url, JOB, answer=b"y\n")
+        assert all(found == {JOB} for found in jobs_of(migrated_url).values())
+    code, shown = on_terminal(migrated_url, JOB, answer=b"y\n")
     assert code == 0
     assert asked in shown
     assert "Deleted 3 events" in shown
     assert "journal_keep" in shown
-    assert not any(jobs_of(database_url).values())
+    assert not any(jobs_of(migrated_url).values())
 
 
-def test_each_batch_is_a_transaction(database_url: str) -> None:
+def test_each_batch_is_a_transaction(migrated_url: str) -> None:
     """A batch is committed before the next begins, and others store in between: also more of this job, which goes."""
-    put(database_url, JOB, 5000)
-    stored = list(between(database_url))
+    put(migrated_url, JOB, 5000)
+    stored = list(between(migrated_url))
     assert len(stored) >= 5
-    assert all(found == {"other"} for found in jobs_of(database_url).values())
-    ((left,),) = [row.values() for row in sql(database_url, select(func.count().label("n")).select_from(schema.events))]
+    assert all(found == {"other"} for found in jobs_of(migrated_url).values())
+    ((left,),) = [row.values() for row in sql(migrated_url, select(func.count().label("n")).select_from(schema.events))]
     assert left == len(stored)
 
 

@@ -33,17 +33,6 @@ MOMENT = timedelta(microseconds=1)
 NOTHING = {"events": 0, "quarantine": 0, "streams": 0, "jobs": 0, "platform_jobs": 0}
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a migrated database, of each kind that is supported."""
-    url: str = f"sqlite:///{tmp_path}/receiver.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-    with closing(Database(url)) as database:
-        database.migrate()
-    return url
-
-
 def delivery(sent_at: datetime, number: int = 0, **message: Any) -> Delivery:
     event_type = "RTMP_STREAM_STATE_CHANGE" if "state" in message else "REPLY_COMMAND_FINISH"
     body = json.dumps({"event_type": event_type, "message": json.dumps({"job_id": f"job {number}"} | message)})
@@ -125,42 +114,42 @@ def test_age_is_asked_for(tmp_path: Path) -> None:
     assert "--older-than" in result.output
 
 
-def test_exact_boundary(database_url: str) -> None:
+def test_exact_boundary(migrated_url: str) -> None:
     """What was sent at the time itself, or a microsecond later, is kept; a microsecond earlier, it is deleted."""
     before = datetime(2024, 9, 11, tzinfo=UTC)
     times = [before - DAY, before - MOMENT, before, before + MOMENT, before + DAY]
-    put(database_url, times, times)
-    with closing(Database(database_url)) as database:
+    put(migrated_url, times, times)
+    with closing(Database(migrated_url)) as database:
         assert count_older(database, age_of(before)) == NOTHING | {"events": 2, "quarantine": 2}
         for _ in delete_older(database, age_of(before)):
             pass
         assert count_older(database, age_of(before)) == NOTHING
-    assert column(database_url, events, "sent_at") == column(database_url, quarantine, "sent_at") == times[2:]
+    assert column(migrated_url, events, "sent_at") == column(migrated_url, quarantine, "sent_at") == times[2:]
 
 
 @pytest.mark.parametrize(("age", "seconds"), [("90d", 90 * 86400), ("12h", 12 * 3600)])
-def test_age_is_counted_from_now(database_url: str, age: str, seconds: int) -> None:
+def test_age_is_counted_from_now(migrated_url: str, age: str, seconds: int) -> None:
     """The boundary is the moment of the call minus the age, to the same moment for all rows."""
     began = datetime.now(UTC) - timedelta(seconds=seconds)
     times = [began + number * timedelta(milliseconds=10) for number in range(-200, 400)]
-    put(database_url, times, times)
-    line = pruned(database_url, "--older-than", age)
+    put(migrated_url, times, times)
+    line = pruned(migrated_url, "--older-than", age)
     ended_at = datetime.now(UTC) - timedelta(seconds=seconds)
-    kept = column(database_url, events, "sent_at")
-    assert kept == times[600 - len(kept) :] == column(database_url, quarantine, "sent_at")
+    kept = column(migrated_url, events, "sent_at")
+    assert kept == times[600 - len(kept) :] == column(migrated_url, quarantine, "sent_at")
     assert {time for time in times if time >= ended_at} <= set(kept) <= {time for time in times if time >= began}
     assert (
         line == f"Deleted {600 - len(kept)} events, {600 - len(kept)} quarantined, 0 streams, 0 jobs older than {age}."
     )
 
 
-def test_jobs_stay_whole(database_url: str) -> None:
+def test_jobs_stay_whole(migrated_url: str) -> None:
     """A job goes with all its events when its last one is old; one that still sends or ended later keeps them all."""
     now = datetime.now(UTC)
     old, young = now - 91 * DAY, now - 89 * DAY
     hours = timedelta(hours=1)
     put_jobs(
-        database_url,
+        migrated_url,
         ended=[(old - DAY, "CONNECTED"), (old, None), (old + hours, "END")],
         lost=[(old, "DISCONNECTED")],
         no_state=[(old, None), (old + hours, None)],
@@ -169,50 +158,50 @@ def test_jobs_stay_whole(database_url: str) -> None:
         young=[(young, "CONNECTED"), (young + hours, "END")],
     )
     gone = "6 events, 0 quarantined, 2 streams, 3 jobs older than 90d."
-    assert pruned(database_url, "--older-than=90d", "--dry-run") == f"Would delete {gone}"
-    assert pruned(database_url, "--older-than=90d") == f"Deleted {gone}"
+    assert pruned(migrated_url, "--older-than=90d", "--dry-run") == f"Would delete {gone}"
+    assert pruned(migrated_url, "--older-than=90d") == f"Deleted {gone}"
     left = ["ended_later", "still_sends", "young"]
-    assert sorted(column(database_url, events, "job_id")) == sorted([*left * 2, *left[:2]])
-    assert column(database_url, jobs, "job_id") == column(database_url, streams, "job_id") == left
-    assert column(database_url, jobs, "first_sent_at")[:2] == [old - DAY, old - DAY]
+    assert sorted(column(migrated_url, events, "job_id")) == sorted([*left * 2, *left[:2]])
+    assert column(migrated_url, jobs, "job_id") == column(migrated_url, streams, "job_id") == left
+    assert column(migrated_url, jobs, "first_sent_at")[:2] == [old - DAY, old - DAY]
     assert (
-        pruned(database_url, "--older-than=90d") == f"Deleted {', '.join(f'0 {one}' for one in WHAT)} older than 90d."
+        pruned(migrated_url, "--older-than=90d") == f"Deleted {', '.join(f'0 {one}' for one in WHAT)} older than 90d."
     )
 
 
 WHAT = ("events", "quarantined", "streams", "jobs")
 
 
-def test_job_that_runs(database_url: str) -> None:
+def test_job_that_runs(migrated_url: str) -> None:
     """A job without END runs, however old its last event is, until it is stale."""
     before = datetime(2024, 9, 11, tzinfo=UTC)
     hour = timedelta(hours=1)
     put_jobs(
-        database_url,
+        migrated_url,
         runs=[(before - 3 * hour, "CONNECTED"), (before - 2 * hour, None)],
         ended=[(before - 3 * hour, "CONNECTED"), (before - 2 * hour, "END")],
         stale=[(before - 9 * hour, "CONNECTED"), (before - 8 * hour, None)],
     )
-    with closing(Database(database_url)) as database:
+    with closing(Database(migrated_url)) as database:
         age = Age(before, stale=before - 4 * hour)
         assert count_older(database, age) == NOTHING | {"events": 4, "streams": 2, "jobs": 2}
         deleted = [table for table, count in delete_older(database, age) for _ in range(count)]
         assert sorted(deleted) == sorted(["events"] * 4 + ["jobs"] * 2 + ["streams"] * 2)
-        assert column(database_url, events, "job_id") == ["runs", "runs"]
-        assert column(database_url, jobs, "job_id") == column(database_url, streams, "job_id") == ["runs"]
+        assert column(migrated_url, events, "job_id") == ["runs", "runs"]
+        assert column(migrated_url, jobs, "job_id") == column(migrated_url, streams, "job_id") == ["runs"]
 
 
-def test_what_an_earlier_version_left(database_url: str) -> None:
+def test_what_an_earlier_version_left(migrated_url: str) -> None:
     """A stream whose events are gone is deleted when it ended or is stale, by the time of its state."""
     now = datetime.now(UTC)
-    put_jobs(database_url, old=[(now - 91 * DAY, "CONNECTED")], young=[(now - 89 * DAY, "CONNECTED")])
+    put_jobs(migrated_url, old=[(now - 91 * DAY, "CONNECTED")], young=[(now - 89 * DAY, "CONNECTED")])
     for table in ("events", "jobs"):
-        sql(database_url, f"DELETE FROM {table}")
-    assert pruned(database_url, "--older-than=90d").startswith("Deleted 0 events, 0 quarantined, 1 streams, 0 jobs")
-    assert column(database_url, streams, "job_id") == ["young"]
+        sql(migrated_url, f"DELETE FROM {table}")
+    assert pruned(migrated_url, "--older-than=90d").startswith("Deleted 0 events, 0 quarantined, 1 streams, 0 jobs")
+    assert column(migrated_url, streams, "job_id") == ["young"]
 
 
-def test_many_jobs(database_url: str) -> None:
+def test_many_jobs(migrated_url: str) -> None:
     """Many batches' worth of jobs is deleted, among which are as many that stay whole."""
     now = datetime.now(UTC)
     old = now - 91 * DAY
@@ -221,74 +210,74 @@ def test_many_jobs(database_url: str) -> None:
         for number in range(1200)
         for kind, last in (("gone", old + timedelta(hours=1)), ("kept", now - DAY))
     }
-    put_jobs(database_url, **both)
+    put_jobs(migrated_url, **both)
     gone = "2400 events, 0 quarantined, 1200 streams, 1200 jobs older than 90d."
-    assert pruned(database_url, "--older-than=90d") == f"Deleted {gone}"
+    assert pruned(migrated_url, "--older-than=90d") == f"Deleted {gone}"
     kept = sorted(one for one in both if one.endswith("kept"))
-    assert sorted(column(database_url, events, "job_id")) == sorted(kept * 2)
-    assert sorted(column(database_url, jobs, "job_id")) == sorted(column(database_url, streams, "job_id")) == kept
+    assert sorted(column(migrated_url, events, "job_id")) == sorted(kept * 2)
+    assert sorted(column(migrated_url, jobs, "job_id")) == sorted(column(migrated_url, streams, "job_id")) == kept
 
 
-def test_many_rows(database_url: str) -> None:
+def test_many_rows(migrated_url: str) -> None:
     """Many batches' worth is deleted to the last row, though thousands of rows share one time, and nothing younger."""
     now = datetime.now(UTC)
     old = [now - 91 * DAY + number * timedelta(seconds=1) for number in range(3500)]
     old[1700:1700] = [old[1700]] * 4500  # begins in a batch, and is longer than several
     young = [now - 89 * DAY] * 2500
-    put(database_url, old + young, old[1000:6000] + young)
+    put(migrated_url, old + young, old[1000:6000] + young)
     assert (
-        pruned(database_url, "--older-than=90d")
+        pruned(migrated_url, "--older-than=90d")
         == "Deleted 8000 events, 5000 quarantined, 0 streams, 0 jobs older than 90d."
     )
-    assert counts(database_url) == [2500, 2500, 0]
-    assert column(database_url, events, "sent_at") == young == column(database_url, quarantine, "sent_at")
+    assert counts(migrated_url) == [2500, 2500, 0]
+    assert column(migrated_url, events, "sent_at") == young == column(migrated_url, quarantine, "sent_at")
     assert (
-        pruned(database_url, "--older-than=90d") == "Deleted 0 events, 0 quarantined, 0 streams, 0 jobs older than 90d."
+        pruned(migrated_url, "--older-than=90d") == "Deleted 0 events, 0 quarantined, 0 streams, 0 jobs older than 90d."
     )
 
 
-def test_each_batch_is_a_transaction(database_url: str) -> None:
+def test_each_batch_is_a_transaction(migrated_url: str) -> None:
     """A batch is committed before the next begins: others get their turn, and what is done stays done."""
     before = datetime(2024, 9, 11, tzinfo=UTC)
-    put(database_url, [before - number * timedelta(seconds=1) for number in range(1, 5001)])
+    put(migrated_url, [before - number * timedelta(seconds=1) for number in range(1, 5001)])
     left, batches = 5000, 0
-    with closing(Database(database_url)) as database, closing(Database(database_url)) as other:
+    with closing(Database(migrated_url)) as database, closing(Database(migrated_url)) as other:
         for table, count in delete_older(database, age_of(before)):
             if table == "events":
                 left -= count
                 batches += 1
                 # Another writes and reads in between.
-                put(database_url, [before + batches * DAY])
+                put(migrated_url, [before + batches * DAY])
                 assert count_older(other, age_of(before))["events"] == left
     assert left == 0
     assert batches >= 5
-    assert counts(database_url) == [batches, 0, 0]
+    assert counts(migrated_url) == [batches, 0, 0]
 
 
-def test_dry_run(database_url: str) -> None:
+def test_dry_run(migrated_url: str) -> None:
     """A dry run deletes nothing, and says what then is deleted."""
     now = datetime.now(UTC)
-    put(database_url, [now - 2 * DAY] * 1500 + [now] * 2, [now - 3 * DAY] * 3 + [now] * 4)
-    put_jobs(database_url, old=[(now - 2 * DAY, "END")], young=[(now, "END")])
-    before = counts(database_url)
+    put(migrated_url, [now - 2 * DAY] * 1500 + [now] * 2, [now - 3 * DAY] * 3 + [now] * 4)
+    put_jobs(migrated_url, old=[(now - 2 * DAY, "END")], young=[(now, "END")])
+    before = counts(migrated_url)
     for _ in range(2):
-        line = pruned(database_url, "--older-than", "1d", "--dry-run")
+        line = pruned(migrated_url, "--older-than", "1d", "--dry-run")
         assert line == "Would delete 1501 events, 3 quarantined, 1 streams, 1 jobs older than 1d."
-    assert counts(database_url) == before
-    line = pruned(database_url, "--older-than", "1d")
+    assert counts(migrated_url) == before
+    line = pruned(migrated_url, "--older-than", "1d")
     assert line == "Deleted 1501 events, 3 quarantined, 1 streams, 1 jobs older than 1d."
-    assert counts(database_url) == [3, 4, 1]
+    assert counts(migrated_url) == [3, 4, 1]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--dry-run"]], ids=str)
-def test_nothing_to_do(database_url: str, arguments: list[str]) -> None:
+def test_nothing_to_do(migrated_url: str, arguments: list[str]) -> None:
     """An empty database, and one where all is young, are left alone; that is no failure."""
     verb = "Would delete" if arguments else "Deleted"
     for _ in range(2):
-        line = pruned(database_url, "--older-than=12h", *arguments)
+        line = pruned(migrated_url, "--older-than=12h", *arguments)
         assert line == f"{verb} 0 events, 0 quarantined, 0 streams, 0 jobs older than 12h."
-        put(database_url, [datetime.now(UTC)], [datetime.now(UTC)])
-    assert counts(database_url) == [2, 2, 0]
+        put(migrated_url, [datetime.now(UTC)], [datetime.now(UTC)])
+    assert counts(migrated_url) == [2, 2, 0]
 
 
 SLOW_TO_COUNT = """
@@ -310,11 +299,11 @@ def test_table_that_takes_long_to_count(postgresql_url: str) -> None:
     assert column(postgresql_url, events, "sent_at") == []
 
 
-def test_beside_a_receiver(database_url: str, tmp_path: Path) -> None:
+def test_beside_a_receiver(migrated_url: str, tmp_path: Path) -> None:
     """Beside a receiver that stores events at the same time all of the old goes, and nothing of the new."""
     cutoff = datetime.now(UTC) - 90 * DAY
-    put(database_url, [cutoff - number * timedelta(seconds=7) for number in range(20_000)])
-    receiver = Receiver(tmp_path, tls=False, RECEIVER_DATABASE_URL=database_url)
+    put(migrated_url, [cutoff - number * timedelta(seconds=7) for number in range(20_000)])
+    receiver = Receiver(tmp_path, tls=False, RECEIVER_DATABASE_URL=migrated_url)
     command = [sys.executable, "-m", "receiver", "prune", "--older-than", "90d"]
     load = Load([receiver])
     with ended(receiver):
@@ -334,21 +323,21 @@ def test_beside_a_receiver(database_url: str, tmp_path: Path) -> None:
         done.stdout.decode().splitlines()[-1]
         == "Deleted 20000 events, 0 quarantined, 0 streams, 0 jobs older than 90d."
     )
-    assert column(database_url, events, "sent_at")[0] > cutoff
-    if not database_url.startswith("sqlite"):  # where one writer may have to wait for another
+    assert column(migrated_url, events, "sent_at")[0] > cutoff
+    if not migrated_url.startswith("sqlite"):  # where one writer may have to wait for another
         assert not any(errors.values())
         assert receiver.log == ""
 
 
-def test_each_batch_begins_where_the_one_before_ended(database_url: str) -> None:
+def test_each_batch_begins_where_the_one_before_ended(migrated_url: str) -> None:
     """What is stored behind the place that was reached stays, with its job, and goes the next time."""
     now = datetime.now(UTC)
-    put(database_url, [now - DAY - MOMENT * number for number in range(2000)])
-    with closing(Database(database_url)) as database:
+    put(migrated_url, [now - DAY - MOMENT * number for number in range(2000)])
+    with closing(Database(migrated_url)) as database:
         deleting = delete_older(database, age_of(now))
         next(deleting)
-        put_jobs(database_url, late=[(now - 2 * DAY, "CONNECTED")])
+        put_jobs(migrated_url, late=[(now - 2 * DAY, "CONNECTED")])
         assert sum(count for table, count in deleting if table == "events") == 1000
-        assert column(database_url, jobs, "job_id") == ["late"]
+        assert column(migrated_url, jobs, "job_id") == ["late"]
         assert sum(count for table, count in delete_older(database, age_of(now)) if table == "events") == 1
-    assert column(database_url, jobs, "job_id") == []
+    assert column(migrated_url, jobs, "job_id") == []

@@ -7,10 +7,8 @@ import os
 import random
 import sqlite3
 import sys
-from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,14 +17,9 @@ from receiver.journal import damaged, file, table
 from receiver.journal.journal import Journal
 from receiver.journal.record import decode
 from receiver.journal.recovery import Readable, UnreadableError
-from tests.helpers.journal import append, append_each, delivery, numbered, opened, read, run_in_child, store
+from tests.helpers.journal import Deaths, append, append_each, delivery, numbered, opened, read, run_in_child, store
 
 PAGE, SECTOR = 4096, 512
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "var/journal.db"
 
 
 def drain(journal: Journal) -> list[bytes]:
@@ -222,16 +215,7 @@ def place_of_id(pages: bytes, row: int) -> int:
 
 def die_at_step(path: str, step: str) -> None:
     """Find damage while the WAL has the only copy of five deliveries, and die before a step of moving it aside."""
-    steps = iter(range(10))
-
-    def or_die(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any) -> Any:
-            if next(steps) == int(step):
-                os._exit(9)
-            return call(*args)
-
-        return wrapped
-
+    deaths = Deaths(int(step))
     with opened(Path(path)) as journal:
         assert append_each(journal, *numbered(25)[20:]) == [""] * 5
         for owner, name in (
@@ -241,7 +225,7 @@ def die_at_step(path: str, step: str) -> None:
             (file, "_set_up"),
             (table, "read"),
         ):
-            setattr(owner, name, or_die(getattr(owner, name)))
+            deaths.before(owner, name)
         read(journal, 0, 100)
     os._exit(8)
 

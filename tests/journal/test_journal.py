@@ -45,11 +45,6 @@ def bodies(journal: Journal) -> list[bytes]:
     return [one.body for one in waiting(journal)]
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "var/journal.db"
-
-
 def test_second_opening_reads_what_was_appended(path: Path) -> None:
     """A delivery is read back after a close, equal to the last bit, in the order of arrival."""
     with opened(path) as journal:

@@ -30,11 +30,6 @@ KIB, MIB = 2**10, 2**20
 LONG = 3600
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "var/journal.db"
-
-
 def test_what_is_stored_stays(path: Path) -> None:
     """What is stored counts as waiting no more, is no longer read, and can be read apart, also after a restart."""
     for number in range(2):

@@ -6,10 +6,8 @@ import os
 import signal
 import sqlite3
 import threading
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -27,7 +25,7 @@ from receiver.projector.recovery import recover_all
 from receiver.projector.store import Store
 from receiver.projector.worker import Worker
 from tests.helpers.database import sql
-from tests.helpers.journal import make_half_taken_over, run_in_child
+from tests.helpers.journal import Deaths, make_half_taken_over, run_in_child
 from tests.helpers.line import STALE_AFTER, Logs, body, connected, delivery, laid, migrate, rows, started
 from tests.helpers.load import awaits_lock, held
 from tests.helpers.receiver import wait_until
@@ -88,26 +86,17 @@ def test_damaged_journal_is_recovered(database_url: str, tmp_path: Path, logs: L
 
 def die_at_step(folder: str, url: str, step: str) -> None:
     """Move a damaged journal aside and recover it, and die before one of the steps that leave a trace."""
-    steps = iter(range(100))
-
-    def or_die(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any) -> Any:
-            if next(steps) == int(step):
-                os._exit(9)
-            return call(*args)
-
-        return wrapped
-
+    deaths = Deaths(int(step))
     with laid(Path(folder), url) as line:
         line.put(*numbered(COUNT, COUNT + 5))
-        setattr(Path, "rename", or_die(Path.rename))  # noqa: B010 (mypy: a method)
-        setattr(Store, "store", or_die(Store.store))  # noqa: B010 (mypy: a method)
+        deaths.before(Path, "rename")
+        deaths.before(Store, "store")
         line.read()
         # As the worker does.
         recovery = recover_all(line.journal.damaged, Store(Database(url)), lambda _: None)
         while next(recovery):
             pass
-        os._exit(next(steps))
+        os._exit(deaths.steps)
 
 
 STEPS = ["file aside", "WAL aside", "batch 1", "batch 2", "batch 3", "WAL recovered", "file recovered"]
