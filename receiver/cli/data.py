@@ -13,13 +13,15 @@ from sqlalchemy import make_url
 
 from receiver.cli.options import config_option, open_database, open_url, read_settings
 from receiver.cli.terminal import printable
-from receiver.database import quarantine as quarantined
 from receiver.database.copy import copy, count_rows
+from receiver.database.quarantine import retry as retry_quarantined
 from receiver.journal.recovery import Readable, UnreadableError
 from receiver.projector import recovery
 from receiver.projector.store import Store
 from receiver.settings.database_url import database_url
 from receiver.settings.parsers import InvalidValueError
+
+_MOST = 2**31 - 1  # rows that are listed
 
 
 def _read_source(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -83,7 +85,7 @@ def quarantine() -> None:
 
 @quarantine.command("list")
 @config_option
-@click.option("--limit", default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, _MOST), default=50, show_default=True, help="How many.")
 @click.option("--reason", help="Only those of this reason.")
 def list_quarantine(limit: int, reason: str | None) -> None:
     """List the quarantine, the oldest first. The exact bytes are in the table's column `body`."""
@@ -101,5 +103,5 @@ def list_quarantine(limit: int, reason: str | None) -> None:
 @click.option("--stale", is_flag=True, help="Also those signed too long ago, if it was our clock that was wrong.")
 def retry(*, stale: bool) -> None:
     """Read the quarantine again, and move to the events what this version understands."""
-    retried = quarantined.retry(open_database(), stale=stale)
-    click.echo(f"{retried.moved} moved to the events, {retried.left} left in the quarantine.")
+    moved, left = retry_quarantined(open_database(), stale=stale)
+    click.echo(f"{moved} moved to the events, {left} left in the quarantine.")

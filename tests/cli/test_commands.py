@@ -409,6 +409,14 @@ def test_quarantine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [row["body"] for row in receiver.rows("SELECT body FROM quarantine")] == [b"no JSON at all"]
 
 
+@pytest.mark.parametrize("limit", ["0", "-1", str(2**63)])
+def test_wrong_limit(limit: str) -> None:
+    """The quarantine is listed up to a number of rows that each database takes."""
+    result = invoke("quarantine", "list", "--limit", limit)
+    assert result.exit_code == 2
+    assert "--limit" in result.stderr
+
+
 def test_empty_quarantine(folder: Path) -> None:
     """An empty quarantine says so."""
     invoke("migrate", RECEIVER_KEY=KEY)
