@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 import click
@@ -13,22 +12,23 @@ from rich.progress import Progress
 
 from receiver.cli.options import config_option, open_database, read_settings
 from receiver.cli.terminal import printable
+from receiver.cli.times import age
 from receiver.database import delete
 from receiver.database.prune import Age, count_older, delete_older
 
 
 def _read_age(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, timedelta]:
-    match = re.fullmatch(r"([0-9]{1,5})([dh])", value)
-    if match is None:
+    found = age(value, "dh")  # without minutes, which would be taken for months
+    if found is None:
         raise click.BadParameter("is not a number of days or hours, such as 90d or 12h")
-    return value, timedelta(**{{"d": "days", "h": "hours"}[match[2]]: int(match[1])})
+    return value, found
 
 
 @click.command()
 @config_option
-@click.option("--older-than", "age", required=True, callback=_read_age, help="Such as 90d or 12h.")
+@click.option("--older-than", required=True, callback=_read_age, help="Such as 90d or 12h.")
 @click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
-def prune(age: tuple[str, timedelta], *, dry_run: bool) -> None:
+def prune(older_than: tuple[str, timedelta], *, dry_run: bool) -> None:
     """Delete old jobs with all their events, and quarantined deliveries, in batches.
 
     A job is old when its last event is; one that still runs is not. Safe beside a running receiver.
@@ -36,16 +36,10 @@ def prune(age: tuple[str, timedelta], *, dry_run: bool) -> None:
     database = open_database()
     now = datetime.now(UTC)
     stale = now.timestamp() - read_settings().stream_stale_after
-    old = Age(before=now - age[1], stale=datetime.fromtimestamp(max(stale, 0), UTC))
-    older = count_older(database, old)
-    deleted = older if dry_run else dict.fromkeys(older, 0)
-    if not dry_run:
-        with Progress(transient=True, console=Console(stderr=True)) as progress:
-            bar = progress.add_task("Deleting", total=sum(older.values()))
-            for table, count in delete_older(database, old):
-                deleted[table] += count
-                progress.advance(bar, count)
-    click.echo(f"{'Would delete' if dry_run else 'Deleted'} {_counted(deleted)} older than {age[0]}.")
+    old = Age(before=now - older_than[1], stale=datetime.fromtimestamp(max(stale, 0), UTC))
+    counted = count_older(database, old)
+    said = f"Would delete {_in_words(counted)}" if dry_run else _delete(counted, delete_older(database, old))
+    click.echo(f"{said} older than {older_than[0]}.")
 
 
 @click.command("delete")
@@ -64,26 +58,31 @@ def delete_job(job: str, *, dry_run: bool, yes: bool) -> None:
     if not any(stored.values()):
         raise click.ClickException(f"nothing is stored of a job with the id {printable(job)}: give the whole id")
     if dry_run:
-        click.echo(f"Would delete {_counted(stored)} of job {printable(job)}.")
+        click.echo(f"Would delete {_in_words(stored)} of job {printable(job)}.")
         return
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("there is no terminal to ask on: give --yes, or --dry-run first")
-        click.confirm(f"Delete {_counted(stored)} of job {printable(job)}?", abort=True)
-    deleted = dict.fromkeys(stored, 0)
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("Deleting", total=sum(stored.values()))
-        for table, count in delete.delete_job(database, job):
-            deleted[table] += count
-            progress.advance(bar, count)
-    click.echo(f"Deleted {_counted(deleted)} of job {printable(job)}.")
+        click.confirm(f"Delete {_in_words(stored)} of job {printable(job)}?", abort=True)
+    click.echo(f"{_delete(stored, delete.delete_job(database, job))} of job {printable(job)}.")
     click.echo(
         "A receiver offers what its journal still holds to the database again after an outage: do this again"
         f" {read_settings().journal_keep:g} seconds (journal_keep) after the job's last event."
     )
 
 
-def _counted(rows: Mapping[str, int]) -> str:
+def _delete(counted: Mapping[str, int], batches: Iterable[tuple[str, int]]) -> str:
+    """Delete in batches, and say how much it was; `counted` is how much it will be."""
+    deleted = dict.fromkeys(counted, 0)
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("Deleting", total=sum(counted.values()))
+        for table, count in batches:
+            deleted[table] += count
+            progress.advance(bar, count)
+    return f"Deleted {_in_words(deleted)}"
+
+
+def _in_words(rows: Mapping[str, int]) -> str:
     """Numbers of rows by table, in words; without the platform's where there are none, as where it is never asked."""
     shown = ((table, count) for table, count in rows.items() if count or table != "platform_jobs")
     return ", ".join(f"{count} {'quarantined' if table == 'quarantine' else table}" for table, count in shown)

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from receiver import rejections
-from receiver.cli.options import config_option, open_database, read_settings, read_time
+from receiver.cli.options import config_option, open_database, read_settings
 from receiver.cli.terminal import printable
+from receiver.cli.times import read_time
 from receiver.settings.settings import masked
 from receiver.tools import doctor as diagnosis
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime
 from itertools import chain
 
 import click
@@ -15,6 +14,7 @@ from receiver.cli.export import as_csv, as_json
 from receiver.cli.options import config_option, open_database
 from receiver.cli.terminal import printable, terminal
 from receiver.cli.timeline import draw_event, draw_job, draw_jobs
+from receiver.cli.times import age_or_time
 from receiver.database.database import Database
 from receiver.database.errors import problem_of
 from receiver.database.follow import SHOWN, Follower
@@ -24,26 +24,8 @@ from receiver.database.insert import Row
 _PAUSE = 1.0  # seconds between two looks at the database
 
 
-def read_moment(value: str, zone: tzinfo, now: datetime) -> datetime | None:
-    """The time that an age or a time means; None where it is neither. A time without an offset is one of `zone`."""
-    match = re.fullmatch(r"([0-9]{1,5})([dhm])", value)
-    try:
-        if match is not None:
-            unit = {"d": "days", "h": "hours", "m": "minutes"}[match[2]]
-            return now - timedelta(**{unit: int(match[1])})
-        moment = datetime.fromisoformat(value)
-        return (moment.replace(tzinfo=zone) if moment.tzinfo is None else moment).astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-
-
 def _read_since(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> datetime | None:
-    if value is None:
-        return None
-    moment = read_moment(value, UTC, datetime.now(UTC))
-    if moment is None:
-        raise click.BadParameter("is neither an age, such as 12h, 7d or 30m, nor a time, such as 2026-03-01")
-    return moment
+    return None if value is None else age_or_time("--since", value, UTC, datetime.now(UTC))
 
 
 @click.command()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 from sqlalchemy import make_url
 
 from receiver.database.database import Database
-from receiver.protocol.signature import LAST_SECOND
 from receiver.settings.database_url import UrlInFile
 from receiver.settings.load import DEFAULT_FILE, load
 from receiver.settings.settings import EndpointSettings, Settings
@@ -69,20 +67,3 @@ def choose_endpoint(settings: Settings, name: str | None) -> EndpointSettings:
         names = ", ".join(one.name for one in settings.endpoints)
         raise click.UsageError(f"--endpoint: name one of {names}")
     return found[0]
-
-
-def read_time(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
-    """POSIX seconds, or ISO 8601, which is in UTC where it names no zone."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            time_ = datetime.fromisoformat(value)
-            seconds = (time_.replace(tzinfo=UTC) if time_.tzinfo is None else time_).timestamp()
-        except (ValueError, OverflowError):
-            seconds = -1
-    if not 0 <= seconds <= LAST_SECOND:
-        raise click.BadParameter("is not a time, such as 2026-03-01T20:00:00+08:00, or 1767225600 in POSIX seconds")
-    return seconds

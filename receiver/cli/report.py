@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from receiver.cli.export import as_csv, as_json
-from receiver.cli.history import read_moment
 from receiver.cli.options import config_option, open_database
 from receiver.cli.terminal import printable, terminal
 from receiver.cli.timeline import duration, short_room
+from receiver.cli.times import age_or_time
 from receiver.database.insert import Row
 from receiver.database.report import COLUMNS, Period, days_of, report
 
@@ -71,8 +71,8 @@ def show_report(  # noqa: PLR0913 (the command's options)
 
 def _period(since: str | None, until: str | None, zone: tzinfo, now: datetime) -> Period:
     first = now.astimezone(zone).date() - timedelta(days=_DAYS - 1)
-    begin = datetime.combine(first, time.min, zone) if since is None else _moment("--since", since, zone, now)
-    end = now if until is None else _moment("--until", until, zone, now)
+    begin = datetime.combine(first, time.min, zone) if since is None else age_or_time("--since", since, zone, now)
+    end = now if until is None else age_or_time("--until", until, zone, now)
     try:
         period = Period(begin.astimezone(UTC), end.astimezone(UTC))
         if period.begin >= period.end:
@@ -83,13 +83,6 @@ def _period(since: str | None, until: str | None, zone: tzinfo, now: datetime) -
     except OverflowError:
         raise click.UsageError("--since and --until: a calendar has no such days") from None
     return period
-
-
-def _moment(option: str, value: str, zone: tzinfo, now: datetime) -> datetime:
-    moment = read_moment(value, zone, now)
-    if moment is None:
-        raise click.UsageError(f"{option}: is neither an age, such as 30d or 12h, nor a time, such as 2026-03-01")
-    return moment
 
 
 def _draw(rows: Sequence[Row], total: Row) -> None:

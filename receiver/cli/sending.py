@@ -14,8 +14,9 @@ from click.core import ParameterSource
 from sqlalchemy import select
 
 from receiver.cli.history import show_job
-from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings, read_time
+from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
 from receiver.cli.terminal import printable
+from receiver.cli.times import read_time
 from receiver.database.database import Database, of_job
 from receiver.database.insert import Row
 from receiver.database.migration import SchemaError
