@@ -14,6 +14,7 @@ from receiver.cli.terminal import printable
 from receiver.cli.times import read_time
 from receiver.settings.settings import masked
 from receiver.tools import doctor as diagnosis
+from receiver.tools.captured import Captured
 
 
 @click.command()
@@ -63,7 +64,7 @@ def doctor(  # noqa: PLR0913 (the command's options)
         raise click.UsageError("give a captured URL, or --header, or --body, or --last")
     accepted, lines = True, list[str]()
     if url or headers:
-        captured = diagnosis.Captured(url, tuple((line.partition(":")[0], line.partition(":")[2]) for line in headers))
+        captured = Captured(url, tuple((line.partition(":")[0], line.partition(":")[2]) for line in headers))
         accepted, lines = diagnosis.examine(read_settings().endpoints, captured, time.time() if at is None else at)
     if body:
         lines += diagnosis.describe_body(body.read())

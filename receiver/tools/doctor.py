@@ -6,22 +6,17 @@ names the candidate with the fewest differences. It needs no running receiver.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 from receiver.protocol.events import EventError, parse
 from receiver.protocol.signature import (
     AUTO,
-    SECRET_HEADER,
-    SECRET_PARAMETER,
-    TIME_HEADER,
-    TIME_PARAMETER,
     AmbiguousSignatureError,
     AuthType,
     MalformedSignatureError,
@@ -35,6 +30,8 @@ from receiver.protocol.signature import (
 from receiver.protocol.url import callback_path
 from receiver.rejections import NO_ENDPOINT, Rejection
 from receiver.settings.settings import EndpointSettings
+from receiver.tools.candidates import candidates
+from receiver.tools.captured import Captured
 
 _FOR_EVER = float("inf")
 _TEN_YEARS = 10 * 365 * 86400
@@ -54,57 +51,6 @@ class Diagnosis(NamedTuple):
 
     accepted: bool
     lines: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """A callback as it was seen: `url` absolute or from the path on, `headers` with names of any case."""
-
-    url: str
-    headers: Sequence[tuple[str, str]] = ()
-
-    @property
-    def query(self) -> bytes:
-        """The raw query."""
-        return urlsplit(self.url).query.encode()
-
-    @property
-    def raw_headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers as the verifier takes them."""
-        return [(name.strip().lower().encode(), value.strip().encode()) for name, value in self.headers]
-
-    @property
-    def host(self) -> str:
-        """The Host header, or nothing."""
-        return dict(self.raw_headers).get(b"host", b"").decode()
-
-    @property
-    def own_query(self) -> str:
-        """The query without the signature."""
-        return "&".join(pair for pair in urlsplit(self.url).query.split("&") if not _is_signature(pair))
-
-    @property
-    def times(self) -> Iterator[str]:
-        """What stands as the signed time, in the query and in the headers."""
-        pairs = (pair.partition("=") for pair in urlsplit(self.url).query.split("&"))
-        yield from (value for name, _, value in pairs if name == TIME_PARAMETER)
-        yield from (value.strip() for name, value in self.headers if name.strip().lower() == TIME_HEADER)
-
-    def signed_query(self, url: str) -> bytes:
-        """The query of `url`, with the captured signature."""
-        pairs = [pair for pair in urlsplit(self.url).query.split("&") if _is_signature(pair)]
-        own = urlsplit(url).query
-        return "&".join([own, *pairs] if own else pairs).encode()
-
-    def is_signed(self, auth_type: AuthType) -> bool:
-        """Whether there is a signature where `auth_type` has it."""
-        if auth_type is AuthType.MSS_A:
-            return b"hwSecret=" in self.query
-        return SECRET_HEADER.encode() in dict(self.raw_headers)
-
-
-def _is_signature(pair: str) -> bool:
-    return pair.partition("=")[0] in (SECRET_PARAMETER, TIME_PARAMETER)
 
 
 def examine(
@@ -162,6 +108,19 @@ def explain(rejection: Rejection, endpoints: Sequence[EndpointSettings], max_bod
     return lines + examine(endpoints, captured, rejection.at).lines
 
 
+def describe_body(body: bytes) -> list[str]:
+    """What the body says, or why it would go to the quarantine, line by line. A stream's key is not shown."""
+    try:
+        event = parse(body)
+    except EventError as error:
+        return [f"the body would be kept in quarantine: {error}"]
+    return ["the body is understood:"] + [
+        f"  {name} = {'****' if name == 'stream_key' else value}"
+        for name, value in event._asdict().items()
+        if value is not None
+    ]
+
+
 def _why_accepted(verified: Verified, endpoint: EndpointSettings, captured: Captured, now: float) -> Iterator[str]:
     age = now - verified.sent_at
     yield _matched(verified)
@@ -180,47 +139,32 @@ def _why_rejected(
     now: float,
 ) -> Iterator[str]:
     decimal = _decimal_time(captured, now)
-    if decimal is not None:
-        yield f"rejected: {error.reason}"
-        yield decimal
-    elif isinstance(error, StaleSignatureError):
+    if isinstance(error, StaleSignatureError) and decimal is None:
         yield _matched(error.verified)
         yield _clock(error.verified.sent_at, now, endpoint)
-    else:
-        yield from _explain(error, endpoint, endpoints, captured)
-
-
-def describe_body(body: bytes) -> list[str]:
-    """What the body says, or why it would go to the quarantine, line by line. A stream's key is not shown."""
-    try:
-        event = parse(body)
-    except EventError as error:
-        return [f"the body would be kept in quarantine: {error}"]
-    return ["the body is understood:"] + [
-        f"  {name} = {'****' if name == 'stream_key' else value}"
-        for name, value in event._asdict().items()
-        if value is not None
-    ]
-
-
-def _explain(
-    error: SignatureError, endpoint: EndpointSettings, endpoints: Sequence[EndpointSettings], captured: Captured
-) -> Iterator[str]:
-    yield f"rejected: {error.reason}"
-    if isinstance(error, MissingSignatureError):
-        for other, place in ((AuthType.MSS_A, "the query"), (AuthType.MSS_A_HEAD, "the headers")):
-            if other is not endpoint.auth_type and captured.is_signed(other):
-                yield f"the signature is in {place}: register {endpoint.auth_type}, or set auth_type = {other}"
-                return
-    if type(error) in _ADVICE:
-        yield _ADVICE[type(error)]
         return
-    if isinstance(error, URLMismatchError):
+    yield f"rejected: {error.reason}"
+    if decimal is not None:
+        yield decimal
+    elif type(error) in _ADVICE:
+        yield _other_place(error, endpoint, captured) or _ADVICE[type(error)]
+    elif isinstance(error, URLMismatchError):
         yield "the URL's own parameters are not those of live_event_type_callback_url: register it as it is set"
-        if endpoint.auth_type is AuthType.NONE:  # where a parameter, or its name, is the secret
-            return
-        yield from _other_parameters(endpoint, captured)
-    yield from _closest(endpoint, endpoints, captured)
+        if endpoint.auth_type is not AuthType.NONE:  # where a parameter, or its name, is the secret
+            yield from _other_parameters(endpoint, captured)
+            yield from _closest(endpoint, endpoints, captured)
+    else:
+        yield from _closest(endpoint, endpoints, captured)
+
+
+def _other_place(error: SignatureError, endpoint: EndpointSettings, captured: Captured) -> str:
+    """What to say where the signature is missing in its place, but is in the other one."""
+    other, place = (
+        (AuthType.MSS_A_HEAD, "the headers") if endpoint.auth_type is AuthType.MSS_A else (AuthType.MSS_A, "the query")
+    )
+    if isinstance(error, MissingSignatureError) and captured.is_signed(other):
+        return f"the signature is in {place}: register {endpoint.auth_type}, or set auth_type = {other}"
+    return ""
 
 
 def _other_parameters(endpoint: EndpointSettings, captured: Captured) -> Iterator[str]:
@@ -239,19 +183,16 @@ def _other_parameters(endpoint: EndpointSettings, captured: Captured) -> Iterato
 def _decimal_time(captured: Captured, now: float) -> str | None:
     """What to say where hwTime is a time near `now` in decimal, but not in hex."""
     for text in captured.times:
-        if re.fullmatch(r"[0-9]{10}|[0-9]{13}", text, re.ASCII):
-            seconds = int(text) // (1 if len(text) == len("1725928200") else 1000)
-            if abs(seconds - now) < _TEN_YEARS:
-                return (
-                    f"hwTime {text} is in decimal, but MetaStudio sends hex, {int(text):x}: something else signs this"
-                )
+        # Seconds or milliseconds: the first ten digits are the seconds.
+        if re.fullmatch(r"[0-9]{10}([0-9]{3})?", text, re.ASCII) and abs(int(text[:10]) - now) < _TEN_YEARS:
+            return f"hwTime {text} is in decimal, but MetaStudio sends hex, {int(text):x}: something else signs this"
     return None
 
 
 def _closest(endpoint: EndpointSettings, endpoints: Sequence[EndpointSettings], captured: Captured) -> Iterator[str]:
     if not urlsplit(captured.url).netloc and not captured.host:
         yield "no host was captured, so it cannot be judged: give the whole URL, or -H 'Host: …'"
-    for url, key_name, key in _candidates(endpoint, endpoints, captured):
+    for url, key_name, key in candidates(endpoint, endpoints, captured):
         verifier = Verifier(url, endpoint.auth_type, (key,), tolerance=_FOR_EVER)
         try:
             verified = verifier.verify(captured.signed_query(url), captured.raw_headers, 0)
@@ -270,51 +211,11 @@ def _closest(endpoint: EndpointSettings, endpoints: Sequence[EndpointSettings], 
         elif key not in endpoint.keys:
             yield "that is not this endpoint's key: set it as `key`, or as `previous_key` while the key is changed"
         return
-    hosts = ", ".join(dict.fromkeys(urlsplit(url).netloc for url, *_ in _candidates(endpoint, endpoints, captured)))
+    hosts = ", ".join(dict.fromkeys(urlsplit(url).netloc for url, *_ in candidates(endpoint, endpoints, captured)))
     yield (
         f"no URL like the configured or the captured one (hosts tried: {hosts}), with any configured key, gives this"
         " signature: most likely another key is registered; compare with `receiver config --registration`"
     )
-
-
-def _candidates(
-    endpoint: EndpointSettings, endpoints: Sequence[EndpointSettings], captured: Captured
-) -> Iterator[tuple[str, str, str]]:
-    """URLs and keys that may have been registered, with the key's name: the fewest differences first."""
-    configured = urlsplit(endpoint.live_event_type_callback_url)
-    seen = urlsplit(captured.url)
-    host = configured.hostname or ""
-    hosts = [configured.netloc, seen.netloc, captured.host, host, f"{host}:443", f"{host}:8443"]
-    hosts = [one for one in hosts if _can_be_host(one)]
-    path = configured.path
-    paths = [path, seen.path, path.rstrip("/"), path + "/", quote(path), unquote(path)]
-    queries = [configured.query, captured.own_query, ""]
-    keys = [("the current key", endpoint.key), ("the previous key", endpoint.previous_key)]
-    keys += [(f"the key of endpoint {one.name}", key) for one in endpoints if one is not endpoint for key in one.keys]
-    # As an editor or `echo` leaves it in what is pasted.
-    keys += [(f"{name} and a newline", key + end) for name, key in keys if key for end in ("\n", "\r\n")]
-    keys += [(f"{name} and a blank", f"{key} ") for name, key in keys[:2] if key]
-    choices: list[list[Any]] = [
-        ["https", "http"],
-        list(dict.fromkeys(hosts)),
-        list(dict.fromkeys(paths)),
-        list(dict.fromkeys(queries)),
-        [(name, key) for name, key in keys if key],
-    ]
-
-    def differences(combination: tuple[Any, ...]) -> int:
-        return sum(value != choice[0] for value, choice in zip(combination, choices, strict=True))
-
-    for *parts, (key_name, key) in sorted(itertools.product(*choices), key=differences):
-        yield urlunsplit((*parts, "")), key_name, key
-
-
-def _can_be_host(text: str) -> bool:
-    """Whether `text`, which anybody may have sent as the Host, makes a URL with this as its host."""
-    try:
-        return urlsplit(f"https://{text}/").netloc.encode() == text.encode() != b""
-    except ValueError:
-        return False
 
 
 def _matched(verified: Verified) -> str:

@@ -17,7 +17,8 @@ from receiver.cli.terminal import printable
 from receiver.protocol.events import Event, EventError, parse
 from receiver.protocol.signature import AuthType, SignatureError, StaleSignatureError, Verifier
 from receiver.settings.settings import EndpointSettings
-from receiver.tools.doctor import Captured, examine
+from receiver.tools.captured import Captured
+from receiver.tools.doctor import examine
 from tests.fuzz import generate
 from tests.fuzz.generate import NOW, REGISTRATIONS, TOLERANCE, TRUSTED, Case
 from tests.fuzz.oracle import Headers, chain, forwarded_hops, judge

@@ -8,7 +8,8 @@ import pytest
 
 from receiver.protocol.signature import AuthType, sign
 from receiver.settings.settings import EndpointSettings
-from receiver.tools.doctor import Captured, examine
+from receiver.tools.captured import Captured
+from receiver.tools.doctor import examine
 
 NOW = 1_725_928_200.0
 HOST = "live.example.com"

@@ -9,7 +9,8 @@ import pytest
 from receiver.cli.terminal import printable
 from receiver.protocol.signature import FORMS, AuthType, sign
 from receiver.settings.settings import EndpointSettings
-from receiver.tools.doctor import Captured, Diagnosis, describe_body, examine
+from receiver.tools.captured import Captured
+from receiver.tools.doctor import Diagnosis, describe_body, examine
 
 NOW = 1_725_928_200.0
 URL = "https://live.example.com:8443/callbacks?room=7&account=1"
