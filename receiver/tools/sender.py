@@ -160,7 +160,7 @@ def send_load(
     new_sender: Callable[[], Sender], *, events: int, rate: float, connections: int, on_answer: Callable[[Answer], None]
 ) -> None:
     """Send `events` distinct events at `rate` a second (0: as fast as it goes) over `connections`; then stop."""
-    numbered = enumerate(itertools.islice(load_bodies(), events))
+    numbered = zip(range(events), load_bodies(), strict=False)
     lock = threading.Lock()
     started = time.perf_counter()
 
