@@ -209,39 +209,38 @@ class Verifier:
         """
         if len(query) > self._longest_query:
             raise MalformedSignatureError
-        usual = self._usual_query.fullmatch(query)
-        if usual and self._auth_type is AuthType.MSS_A:
+        usual = self._auth_type is AuthType.MSS_A and self._usual_query.fullmatch(query)
+        if usual:
             secret, time_text = usual.groups()
         else:
             own, secrets, times = _take_out_signature(query)
-            if self._auth_type is AuthType.MSS_A_HEAD:
-                secrets, times = _take_from_headers(headers)
             if self._auth_type is AuthType.NONE:
                 if not self._are_own_parameters(own):
                     raise URLMismatchError
                 return Verified(sent_at=now, time_text=b"", form="", key="")
+            if self._auth_type is AuthType.MSS_A_HEAD:
+                secrets, times = _take_from_headers(headers)
             secret = _the_one(secrets, _SECRET)
             time_text = _the_one(times, _TIME)
             if not self._are_own_parameters(own):
                 raise URLMismatchError(self._signed_at(secret, time_text))
-        sent_at = _posix_seconds(time_text)
-        verified = self._match(bytes.fromhex(secret.decode()), time_text, sent_at)
-        if abs(now - sent_at) > self._tolerance:
+        verified = self._match(secret, time_text)
+        if abs(now - verified.sent_at) > self._tolerance:
             raise StaleSignatureError(verified)
         return verified
 
-    def _match(self, secret: bytes, time_text: bytes, sent_at: float) -> Verified:
+    def _match(self, secret: bytes, time_text: bytes) -> Verified:
+        sent_at, given = _posix_seconds(time_text), bytes.fromhex(secret.decode())
         for key, form, url_mac in self._macs:
             mac = url_mac.copy()
             mac.update(form.signed_time(time_text))
-            if hmac.compare_digest(mac.digest(), secret):
+            if hmac.compare_digest(mac.digest(), given):
                 return Verified(sent_at, time_text, form.name, key)
         raise WrongSignatureError
 
     def _signed_at(self, secret: bytes, time_text: bytes) -> float | None:
         try:
-            sent_at = _posix_seconds(time_text)
-            return self._match(bytes.fromhex(secret.decode()), time_text, sent_at).sent_at
+            return self._match(secret, time_text).sent_at
         except SignatureError:
             return None
 
