@@ -12,7 +12,7 @@ from receiver import rejections
 from receiver.cli.options import config_option, open_database, read_settings
 from receiver.cli.terminal import printable
 from receiver.cli.times import read_time
-from receiver.settings.settings import masked
+from receiver.settings.declaration import shown
 from receiver.tools import doctor as diagnosis
 from receiver.tools.captured import Captured
 
@@ -53,7 +53,7 @@ def doctor(  # noqa: PLR0913 (the command's options)
                 "database_url: the role may not store events: give that of the tables' owner, or the one that"
                 " deploy/postgres/roles.sql makes for it"
             )
-        click.echo(f"the database can be used: {masked(read_settings())['database_url']}")
+        click.echo(f"the database can be used: {shown(read_settings())['database_url']}")
         return
     if last is not None:
         if url or headers or body:

@@ -13,6 +13,8 @@ from receiver.settings.database_url import UrlInFile
 from receiver.settings.load import DEFAULT_FILE, load
 from receiver.settings.settings import EndpointSettings, Settings
 
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where it listens, and where it is reached)
+
 
 def _remember(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
     if value is not None:
@@ -58,6 +60,12 @@ def open_url(url: str) -> Database:
     database = Database(url)
     click.get_current_context().call_on_close(database.close)
     return database
+
+
+def operations_address(settings: Settings) -> tuple[str, int]:
+    """The host and port at which the operations listener is reached from here."""
+    host, port = settings.operations_listen
+    return _ANY_ADDRESS.get(host, host), port
 
 
 def choose_endpoint(settings: Settings, name: str | None) -> EndpointSettings:

@@ -9,7 +9,14 @@ from datetime import UTC, datetime
 import click
 
 from receiver.cli.export import as_json
-from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_database, read_settings
+from receiver.cli.options import (
+    choose_endpoint,
+    config_option,
+    endpoint_option,
+    open_database,
+    operations_address,
+    read_settings,
+)
 from receiver.cli.terminal import printable
 from receiver.database.insert import Row
 from receiver.platform.client import Platform, is_id
@@ -104,8 +111,7 @@ def reconcile(*, region: str | None, api_endpoint: str | None, metrics: tuple[st
     """
     settings, platform = read_settings(), _connect(region, api_endpoint)
     now = datetime.now(UTC)
-    host, port = settings.operations_listen
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (it is replaced)
+    host, port = operations_address(settings)
     for url in metrics or (f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics",):
         behind = why_behind(url, now)
         if behind is not None:

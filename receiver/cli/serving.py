@@ -14,8 +14,9 @@ from receiver.app import run
 from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
 from receiver.cli.terminal import printable
 from receiver.protocol.signature import AuthType
+from receiver.settings.declaration import shown
 from receiver.settings.load import DEFAULT_FILE, parse
-from receiver.settings.settings import DEFAULT_URL, SHORTEST_KEY, Settings, masked
+from receiver.settings.settings import DEFAULT_URL, SHORTEST_KEY, Settings
 from receiver.tools.bootstrap import write_configuration
 
 logger = logging.getLogger(__name__)
@@ -78,34 +79,29 @@ def migrate() -> None:
 def show_config(name: str | None, *, registration: bool) -> None:
     """Show the settings in force, secrets masked."""
     settings = read_settings()
-    for one in settings.endpoints:
-        if one.has_short_key and name in (None, one.name):
+    chosen = [choose_endpoint(settings, name)] if registration or name is not None else settings.endpoints
+    for one in chosen:
+        if one.has_short_key:
             click.echo(f"Warning: key of endpoint {one.name}: is short: {_LONGER_KEY}", err=True)
-    if not registration:
-        shown = masked(settings)
-        endpoints = shown.pop("endpoints")
-        if name is not None:
-            shown, only = {}, choose_endpoint(settings, name).name
-            endpoints = [endpoint for endpoint in endpoints if endpoint["name"] == only]
-        for endpoint in endpoints:
-            prefix = f"endpoints.{endpoint.pop('name')}"
-            shown |= {f"{prefix}.{key}": value for key, value in endpoint.items()}
-        click.echo("\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in shown.items()))
+    if registration:
+        click.echo(json.dumps({"live_event_callback_config": chosen[0].registration}, indent=2, ensure_ascii=False))
         return
-    endpoint = choose_endpoint(settings, name)
-    click.echo(json.dumps({"live_event_callback_config": endpoint.registration}, indent=2, ensure_ascii=False))
+    in_force = shown(settings) if name is None else {}
+    for one in chosen:
+        in_force |= {f"endpoints.{one.name}.{key}": value for key, value in shown(one).items()}
+    click.echo("\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in in_force.items()))
 
 
 def _announce(settings: Settings) -> None:
-    shown = masked(settings)
-    lines = [f"Receiving on {'https' if settings.tls_certificate else 'http'}://{shown['listen']}, until Ctrl-C."]
+    in_force = shown(settings)
+    lines = [f"Receiving on {'https' if settings.tls_certificate else 'http'}://{in_force['listen']}, until Ctrl-C."]
     if not settings.tls_certificate:
         lines.append("  This is plain HTTP: MetaStudio needs HTTPS, so put a proxy in front that ends TLS.")
     lines += [f"  register      {one.public_url} with auth_type {one.auth_type}" for one in settings.endpoints]
     lines += [
         "  key and JSON  receiver config --registration",
-        f"  metrics       http://{shown['operations_listen']}/metrics",
-        f"  database      {shown['database_url']}",
+        f"  metrics       http://{in_force['operations_listen']}/metrics",
+        f"  database      {in_force['database_url']}",
         "  next          receiver simulate (or make demo) in a second terminal",
     ]
     click.echo("\n".join(lines))

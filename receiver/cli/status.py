@@ -10,12 +10,12 @@ from contextlib import closing
 import click
 from prometheus_client.parser import text_string_to_metric_families
 
-from receiver.cli.options import config_option, read_settings
+from receiver.cli.options import config_option, operations_address, read_settings
 from receiver.cli.terminal import printable
-from receiver.settings.settings import Settings, masked
+from receiver.settings.declaration import shown
+from receiver.settings.settings import Settings
 
 _TIMEOUT = 10  # seconds
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where it listens, and where it is reached)
 
 
 @click.command()
@@ -26,15 +26,15 @@ def status() -> None:
     Asks its operations listener. Fails unless the journal takes writes and the database is up.
     """
     settings = read_settings()
-    host, port = settings.operations_listen
+    host, port = operations_address(settings)
     try:
-        with closing(http.client.HTTPConnection(_ANY_ADDRESS.get(host, host), port, timeout=_TIMEOUT)) as connection:
+        with closing(http.client.HTTPConnection(host, port, timeout=_TIMEOUT)) as connection:
             ready = json.loads(_get(connection, "/readyz"))
             numbers = _numbers(_get(connection, "/metrics"))
-    except (OSError, http.client.HTTPException, ValueError) as error:
+        takes_writes, is_up = ready["status"] == "ok", numbers["database_up"] == 1
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:  # the last of others
         where = f"operations_listen: no receiver answers at {host}:{port}"
         raise click.ClickException(printable(f"{where} ({error}): see whether it runs, and its log")) from error
-    takes_writes, is_up = ready["status"] == "ok", numbers.get("database_up") == 1
     click.echo("\n".join(map(printable, _lines(settings, numbers, ready.get("problem", ""), is_up=is_up))))
     sys.exit(0 if takes_writes and is_up else 1)
 
@@ -71,6 +71,6 @@ def _lines(settings: Settings, numbers: dict[str, float], problem: str, *, is_up
         f"callbacks  {accepted} accepted since the start, {rejected} rejected",
         f"journal    {writes}; {count('journal_events')} events wait, {size}",
         f"its file   {settings.journal.resolve()}, {mebibytes('journal_disk_free_bytes')} free on its disk",
-        f"database   {'up' if is_up else 'down'}: {masked(settings)['database_url']}",
+        f"database   {'up' if is_up else 'down'}: {shown(settings)['database_url']}",
         f"streams    {streams or 'none'}; {count('streams_stale')} stale",
     ]

@@ -9,6 +9,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,8 +49,6 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Settings:
         raise SettingsError(f"{where}: is for one endpoint, but there are [[endpoints]]: move it into one of them")
     fields = {_ALL[name].field for name in given}
     values = {name: values[name] for name in values if name not in _ALL or _ALL[name].field not in fields} | given
-    if "database_url" in values and "database_url_file" in values:
-        raise SettingsError("database_url: is set, and so is database_url_file: set only one of them")
     settings = Settings(endpoints=_endpoints(values), **_parse_all(_PROCESS, values))
     _check_files(settings)
     return settings
@@ -65,7 +64,13 @@ def parse(name: str, value: object, *, prefix: str = "") -> Any:  # noqa: ANN401
 
 def _parse_all(settings: Mapping[str, Setting], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The dataclass's fields for those of its settings that have a value."""
-    return {one.field: parse(name, values[name], prefix=prefix) for name, one in settings.items() if name in values}
+    found: dict[str, Any] = {}
+    for name, one in settings.items():
+        if name in values:
+            if one.field in found:
+                raise SettingsError(f"{prefix}{one.field}: is set, and so is {name}: set only one of them")
+            found[one.field] = parse(name, values[name], prefix=prefix)
+    return found
 
 
 def _read_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -136,8 +141,6 @@ def _endpoints(values: Mapping[str, Any]) -> tuple[EndpointSettings, ...]:
 
 def _endpoint(name: str, prefix: str, values: Mapping[str, Any]) -> EndpointSettings:
     """One endpoint from its own settings; `prefix` tells in errors which one it is."""
-    if "key" in values and "key_file" in values:
-        raise SettingsError(f"{prefix}key: is set, and so is key_file: set only one of them")
     if values.get("auth_type") == AuthType.NONE:  # there is no signature, so a key is not even read
         values = {one: value for one, value in values.items() if one not in ("key", "key_file", "previous_key")}
     endpoint = EndpointSettings(name, **_parse_all(_ENDPOINT, values, prefix))
@@ -162,12 +165,11 @@ def _check_secret_in_url(prefix: str, endpoint: EndpointSettings) -> None:
 
 
 def _check_files(settings: Settings) -> None:
-    if (settings.tls_certificate is None) != (settings.tls_key is None):
-        missing, there = ("tls_key", "tls_certificate")[:: 1 if settings.tls_certificate else -1]
-        raise SettingsError(f"{missing}: is not set, but {there} is: set both, or none behind a proxy that ends TLS")
-    database = make_url(settings.database_url)
-    if (
-        database.get_backend_name() == "sqlite"
-        and Path(database.database or "").resolve() == settings.journal.resolve()
-    ):
+    for missing, there in permutations(("tls_key", "tls_certificate")):
+        if getattr(settings, there) and not getattr(settings, missing):
+            raise SettingsError(
+                f"{missing}: is not set, but {there} is: set both, or none behind a proxy that ends TLS"
+            )
+    url = make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and Path(url.database or "").resolve() == settings.journal.resolve():
         raise SettingsError("journal: is the file of database_url: set it to another, which nothing else uses")

@@ -18,7 +18,7 @@ from receiver.protocol.events import EventType
 from receiver.protocol.signature import AUTO, AuthType, Verifier
 from receiver.settings import database_url as urls
 from receiver.settings import parsers
-from receiver.settings.declaration import setting, shown
+from receiver.settings.declaration import setting
 
 DEFAULT_URL = "https://localhost:8443/callbacks/metastudio"
 SHORTEST_KEY = 16  # characters; shorter ones are warned about
@@ -146,9 +146,3 @@ class Settings:
     trusted_proxies: tuple[Network, ...] = setting(
         parsers.networks, (), 'Addresses and networks of proxies that say who the client is, such as `["127.0.0.1"]`.'
     )
-
-
-def masked(settings: Settings) -> dict[str, Any]:
-    """The effective settings by name, for people: no secret among them."""
-    endpoints = [{"name": endpoint.name} | shown(endpoint) for endpoint in settings.endpoints]
-    return shown(settings) | {"endpoints": endpoints}

@@ -8,13 +8,11 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from receiver.cli import main
 from receiver.database.database import Database
 from receiver.protocol.events import StreamState
 from receiver.protocol.signature import sign
+from tests.helpers.http_server import answering
 from tests.helpers.receiver import KEY, SAMPLES, Process, free_port, running, wait_until
 
 SAMPLE = SAMPLES["REPLY_COMMAND_FINISH"]
@@ -202,6 +201,14 @@ def test_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "operations_listen: no receiver answers" in failed(invoke("status"))
 
 
+@pytest.mark.parametrize("ready", [b"{}", b"[]", b"<html>", b'{"status": "ok"}'])
+def test_status_of_another_program(ready: bytes) -> None:
+    """Where something else listens on the port, it says that no receiver does."""
+    with answering(lambda target, _: ready if target == "/readyz" else b"up 1\n") as url:
+        result = invoke("status", RECEIVER_KEY=KEY, RECEIVER_OPERATIONS_LISTEN=url.removeprefix("http://"))
+    assert "operations_listen: no receiver answers" in failed(result)
+
+
 def test_settings_errors_are_one_line(folder: Path) -> None:
     """Without a key every command that needs one says what to do."""
     assert failed(invoke("serve")).startswith("Error: key: is not set")
@@ -335,21 +342,8 @@ def test_doctor_has_no_traceback() -> None:
 @pytest.mark.usefixtures("beside")
 def test_what_a_server_answers_controls_no_terminal() -> None:
     """What is answered by another server than was meant is shown, without what it would do to a terminal."""
-
-    class Other(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write("\x1b[2J\u202e?".encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Other) as server:
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        result = invoke("send", "--to", f"http://127.0.0.1:{server.server_port}")
-        thread.join()
+    with answering(lambda *_: "\x1b[2J\u202e?".encode()) as url:
+        result = invoke("send", "--to", url)
     assert result.output.startswith("200 �[2J�? (")
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from receiver.database.rows import to_row
 from receiver.database.schema import events, platform_jobs
 from receiver.platform.reconcile import judge, read_job
 from receiver.protocol.platform import Finding
+from tests.helpers.http_server import answering
 from tests.helpers.line import NOON, body, delivery
 from tests.helpers.platform import ACCESS_KEY, REPORT_URL, SECRET_KEY, Request, Stub, failure, job, platform
 
@@ -54,7 +53,7 @@ class Receiver:
     """The metrics page of a receiver."""
 
     events, up, oldest = 0.0, 1.0, float("nan")
-    port = 0
+    address = ""
 
     @property
     def page(self) -> bytes:
@@ -70,22 +69,9 @@ class Receiver:
 def receiver() -> Iterator[Receiver]:
     shown = Receiver()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(shown.page)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        shown.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with answering(lambda *_: shown.page) as url:
+        shown.address = url.removeprefix("http://")
         yield shown
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -104,7 +90,7 @@ def reconcile(stub: Stub, receiver: Receiver, database: Database, database_envir
     """The command; no secret is in what it says, and none in what is stored."""
 
     def run(*arguments: str) -> Result:
-        settings = database_environ | {"RECEIVER_OPERATIONS_LISTEN": f"127.0.0.1:{receiver.port}"}
+        settings = database_environ | {"RECEIVER_OPERATIONS_LISTEN": receiver.address}
         command = ["reconcile", "--api-endpoint", stub.url, *arguments]
         result = CliRunner().invoke(main, command, env=stub.environ | settings)
         assert "Traceback" not in result.output, result.exception

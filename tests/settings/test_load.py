@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from receiver.protocol.signature import AuthType
+from receiver.settings.declaration import shown
 from receiver.settings.load import SettingsError, load
-from receiver.settings.settings import EndpointSettings, Settings, masked
+from receiver.settings.settings import EndpointSettings, Settings
 from tests.helpers.configuration import ENDPOINTS, KEY, PREVIOUS_KEY, SECRET, make, refused, toml, variable, write
 
 URL = "live_event_type_callback_url"
@@ -143,7 +144,7 @@ def test_the_databases_url_in_a_file() -> None:
     Path("url").write_text(f"{url}\n", encoding="utf-8")
     Path("other").write_text("the-password", encoding="utf-8")
     settings = load(write(toml({"key": KEY, "database_url_file": "url"})), {})
-    assert (settings.database_url, "the-password" in f"{settings!r} {masked(settings)}") == (url, False)
+    assert (settings.database_url, "the-password" in f"{settings!r} {shown(settings)}") == (url, False)
     assert load(write(toml({"key": KEY, "database_url": "sqlite:///a.db"})), {"RECEIVER_DATABASE_URL_FILE": "url"}) == (
         load(write(toml({"key": KEY})), {"RECEIVER_DATABASE_URL": url})
     )

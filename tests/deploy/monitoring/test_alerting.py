@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pytest
 
 from receiver.protocol.signature import sign
 from tests.helpers.authority import Authority
+from tests.helpers.http_server import answering
 from tests.helpers.pages import blocks
 from tests.helpers.prometheus import FOLDER, scraping, uncommented
 from tests.helpers.receiver import SAMPLES, free_port, running, wait_until
@@ -28,23 +27,12 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A URL, and what is posted to it."""
     posted: list[dict[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
-            self.end_headers()
+    def keep(_: str, body: bytes) -> bytes:
+        posted.append(json.loads(body))
+        return b""
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/alerts", posted
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(keep) as url:
+        yield f"{url}/alerts", posted
 
 
 @contextmanager
