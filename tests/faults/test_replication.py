@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from receiver.cli import main
 from receiver.delivery import Delivery
 from tests.helpers.line import Line, body, delivery, started
-from tests.helpers.receiver import wait_until
+from tests.helpers.receiver import KEY, wait_until
 from tests.helpers.replication import (
     DATABASE,
     ROLE,
@@ -104,6 +106,15 @@ def test_level_local_is_a_choice(cluster: Cluster, tmp_path: Path) -> None:
         primary.end_sessions()
         line.put(*numbered(1, 2))
         assert_kept(line, primary)
+
+
+def test_commands_that_read(cluster: Cluster) -> None:
+    """`history` and `report` can ask the standby."""
+    url = cluster.second.url.set(database=DATABASE).render_as_string(hide_password=False)
+    environ = {"RECEIVER_KEY": KEY, "RECEIVER_DATABASE_URL": url}
+    for command in ("history", "report"):
+        done = CliRunner().invoke(main, [command], env=environ)
+        assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize("whose", [f"ROLE {ROLE}", f"DATABASE {DATABASE}"])
