@@ -32,7 +32,6 @@ TIMELINE = (
     "product_title",
 )
 _CANDIDATES = 10  # that an error names
-_IDS_A_QUERY = 500  # far below the number of parameters that a database takes
 
 
 class UnknownJobError(Exception):
@@ -64,12 +63,8 @@ def latest_jobs(connection: Connection, *, room: str = "", since: datetime | Non
     query = select(jobs.c.job_id).where(_begins(jobs.c.room_id, room)).order_by(jobs.c.sent_until.desc())
     query = query.limit(LATEST) if since is None else query.where(jobs.c.sent_until >= since)
     ids = connection.scalars(query).all()
-    rows = [
-        row
-        for first in range(0, len(ids), _IDS_A_QUERY)
-        for row in _rows(connection, select(live_jobs).where(live_jobs.c.job_id.in_(ids[first : first + _IDS_A_QUERY])))
-        if since is None or row["last_event_at"] >= since
-    ]
+    found = rows_of(connection, live_jobs, ids).values()
+    rows = [row for row in found if since is None or row["last_event_at"] >= since]
     names, there = room_names(connection), rows_of(connection, platform_jobs, ids)
     for row in rows:
         row["room_name"] = names.get(row["room_id"])

@@ -15,7 +15,7 @@ from receiver.database.schema import jobs, platform_check, platform_jobs, stream
 from receiver.protocol.events import StreamState
 from receiver.protocol.platform import ENDED, OPEN, Finding
 
-_IDS_A_QUERY = 500
+_IDS_A_QUERY = 500  # far below the number of parameters that a database takes
 _AS_FOUND = ("finding", "checked_at")  # set also where nothing is found; of the others what is known stays
 
 

@@ -83,7 +83,7 @@ class Event(NamedTuple):
     product_title: str | None = None
 
 
-_FIELDS = {
+_FIELDS: dict[str, tuple[str, ...]] = {
     EventType.SHOOT_SCRIPT_SWITCH: ("scene_script_name", "shoot_script_sequence_no", "shoot_script_title"),
     EventType.RTMP_STREAM_STATE_CHANGE: ("output_url", "stream_key", "state"),
     EventType.REPLY_COMMAND_FINISH: ("reply_id",),
@@ -103,7 +103,9 @@ _PRODUCT_SPELLINGS = frozenset(spelling for spellings in _PRODUCT.values() for s
 
 def parse(body: bytes) -> Event:
     """Read a callback's body. Unknown fields are passed over, unknown event types are returned with their ids."""
-    outer = _object(_load_body(body), "the body")
+    outer = _load_body(body)
+    if not isinstance(outer, dict):
+        raise EventError(Reason.NOT_AN_OBJECT, "the body is not a JSON object")
     event_type = _text(outer, "event_type", LONGEST_NAME)
     if event_type is None:
         raise EventError(Reason.MISSING_FIELD, "event_type is missing")
@@ -113,8 +115,9 @@ def parse(body: bytes) -> Event:
     if not isinstance(message, dict):
         raise EventError(Reason.INVALID_MESSAGE, "message is neither a JSON object nor a string that holds one")
     if event_type not in _FIELDS:
-        return Event(event_type, _text_or_none(message, "room_id"), _text_or_none(message, "job_id"))
-    names = ("room_id", "job_id", *_FIELDS[EventType(event_type)])
+        room_id, job_id = (_text_or_none(message, name, LONGEST_NAME) for name in ("room_id", "job_id"))
+        return Event(event_type, room_id, job_id)
+    names = ("room_id", "job_id", *_FIELDS[event_type])
     fields = {name: _field(message, name) for name in names}
     for name in names:
         if name in _REQUIRED and fields[name] is None:
@@ -183,12 +186,6 @@ def _refuse(constant: str) -> NoReturn:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
 
 
-def _object(value: Any, what: str) -> dict[str, Any]:  # noqa: ANN401
-    if not isinstance(value, dict):
-        raise EventError(Reason.NOT_AN_OBJECT, f"{what} is not a JSON object")
-    return value
-
-
 def _field(message: dict[str, Any], name: str) -> Any:  # noqa: ANN401 (an Event's field)
     if name == "shoot_script_sequence_no":
         return _integer(message, name)
@@ -211,7 +208,7 @@ def _text(fields: dict[str, Any], name: str, longest: int | None) -> str | None:
     return value
 
 
-def _text_or_none(fields: dict[str, Any], name: str, longest: int | None = LONGEST_NAME) -> str | None:
+def _text_or_none(fields: dict[str, Any], name: str, longest: int | None) -> str | None:
     """A text that is not documented for this place: there, nothing about it is wrong."""
     try:
         return _text(fields, name, longest)

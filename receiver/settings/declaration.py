@@ -45,10 +45,10 @@ def declared(settings: type) -> dict[str, Setting]:
     """The settings that the dataclass declares, by name."""
     found = {}
     for one in fields(settings):
-        for name, source in ((one.name, "own"), (f"{one.name}_file", "file")):
+        for name, source, default in ((one.name, "own", one.default), (f"{one.name}_file", "file", None)):
             if one.metadata.get(source):
                 parse, meaning = one.metadata[source]
-                found[name] = Setting(one.name, parse, one.default, meaning)
+                found[name] = Setting(one.name, parse, default, meaning)
     return found
 
 

@@ -44,15 +44,15 @@ def write_configuration(path: Path, url: str, auth_type: str) -> None:
     _write_new(path, _CONFIGURATION.format(key=secrets.token_hex(16), **given, **defaults).encode())
     if not private_key.exists() and not certificate.exists():
         private_key.parent.mkdir(parents=True, exist_ok=True)
-        pem_certificate, pem_key = self_signed("localhost")
+        pem_certificate, pem_key = self_signed()
         _write_new(private_key, pem_key)
         _write_new(certificate, pem_certificate)
 
 
-def self_signed(name: str) -> tuple[bytes, bytes]:
-    """A certificate for `name` and the loopback addresses, for 825 days, and its key, both PEM."""
+def self_signed() -> tuple[bytes, bytes]:
+    """A certificate for localhost and the loopback addresses, for 825 days, and its key, both PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     addresses = [x509.IPAddress(ipaddress.ip_address(one)) for one in ("127.0.0.1", "::1")]
     now = datetime.now(UTC)
     certificate = (
@@ -63,7 +63,7 @@ def self_signed(name: str) -> tuple[bytes, bytes]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(days=825))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name), *addresses]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), *addresses]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )

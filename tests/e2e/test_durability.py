@@ -126,5 +126,5 @@ def write(folder: Path, statement: str) -> None:
 
 def test_wrong_certificate(tmp_path: Path) -> None:
     """A certificate and a key that cannot be used are named."""
-    (tmp_path / "other.key").write_bytes(self_signed("localhost")[1])
+    (tmp_path / "other.key").write_bytes(self_signed()[1])
     assert "do not belong together" in refused(tmp_path, RECEIVER_TLS_KEY=str(tmp_path / "other.key"))

@@ -100,7 +100,7 @@ class Process:
         if tls:
             certificate, key = folder / "tls.crt", folder / "tls.key"
             if not certificate.exists():
-                pem_certificate, pem_key = self_signed("localhost")
+                pem_certificate, pem_key = self_signed()
                 certificate.write_bytes(pem_certificate)
                 key.write_bytes(pem_key)
             self.environ |= {"RECEIVER_TLS_CERTIFICATE": str(certificate), "RECEIVER_TLS_KEY": str(key)}
