@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.helpers.outcome import Outcome
+from tests.helpers.outcome import Outcome, Trial
 from tests.helpers.replication import PROGRAMS, Cluster, Node, new_cluster, new_template
 
 # For `make faults` alone: it takes minutes, and packages that the gate does not need.
@@ -92,9 +92,9 @@ def chance() -> random.Random:
 
 
 @pytest.fixture
-def failovers() -> int:
-    """How many times to have a standby take over."""
-    return int(os.environ.get("FAULT_FAILOVERS", "1"))
+def trial(record: Callable[[Outcome], None], remark: Callable[[str], None]) -> Trial:
+    """How often to have a standby take over."""
+    return Trial(int(os.environ.get("FAULT_FAILOVERS", "1")), record, remark)
 
 
 @pytest.fixture

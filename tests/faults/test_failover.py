@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from receiver.delivery import Delivery
 from tests.helpers.line import Line, body, delivery, started
 from tests.helpers.load import Load, Receiver, ended
-from tests.helpers.outcome import Outcome, compare
+from tests.helpers.outcome import Trial, compare
 from tests.helpers.pages import blocks
 from tests.helpers.receiver import KEY, wait_until
 from tests.helpers.replication import ROLE, Cluster, Node, url_of
@@ -126,19 +125,6 @@ def test_split_brain_and_copy(cluster: Cluster, tmp_path: Path) -> None:
         old.kill()
         store(line, 30, 40)
         assert new.jobs() == jobs(0, 40)
-
-
-class Trial(NamedTuple):
-    """How often to have a standby take over, and where to report what came of it."""
-
-    times: int
-    record: Callable[[Outcome], None]
-    remark: Callable[[str], None]
-
-
-@pytest.fixture
-def trial(failovers: int, record: Callable[[Outcome], None], remark: Callable[[str], None]) -> Trial:
-    return Trial(failovers, record, remark)
 
 
 def kill(primary: Node) -> None:

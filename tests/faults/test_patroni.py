@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from tests.helpers.load import Load, Receiver, ended
-from tests.helpers.outcome import Outcome, compare
+from tests.helpers.outcome import Trial, compare
 from tests.helpers.patroni import Member, PatroniCluster, new_patroni_cluster
 from tests.helpers.receiver import wait_until
 from tests.helpers.replication import sql
@@ -36,19 +35,6 @@ def failover(_: PatroniCluster, leader: Member) -> None:
 def stored(member: Member) -> int:
     count: int = sql(member.url, "SELECT count(*) FROM events")[0][0]
     return count
-
-
-class Trial(NamedTuple):
-    """How often to change the leader, and where to report what came of it."""
-
-    times: int
-    record: Callable[[Outcome], None]
-    remark: Callable[[str], None]
-
-
-@pytest.fixture
-def trial(failovers: int, record: Callable[[Outcome], None], remark: Callable[[str], None]) -> Trial:
-    return Trial(failovers, record, remark)
 
 
 @pytest.mark.parametrize("change", [switchover, failover], ids=lambda change: change.__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import create_engine, text
@@ -41,6 +42,15 @@ class Outcome:
         for what in ("lost", "duplicates", "altered"):
             found = getattr(self, what)
             assert not found, f"{self.fault}: {len(found)} of {self.acknowledged} events {what}: {found[:10]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How often to cause a fault, and where to report what came of it and figures about it."""
+
+    times: int
+    record: Callable[[Outcome], None]
+    remark: Callable[[str], None]
 
 
 def compare(fault: str, load: Load, *, runs: int = 1) -> Outcome:
