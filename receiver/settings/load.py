@@ -76,11 +76,11 @@ def _parse_all(settings: Mapping[str, Setting], values: Mapping[str, Any], prefi
 def _read_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
     named = file or (Path(environ[_CONFIG]) if environ.get(_CONFIG) else None)
     path = named or Path(DEFAULT_FILE)
-    if named is None and not path.exists():
-        return {}
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        if named is None and isinstance(error, FileNotFoundError):
+            return {}
         shown = _CONFIG if named and not re.search(r"[/.]", str(named)) else path  # it may be a key
         raise SettingsError(
             f"{shown}: {error.strerror}: name a file that can be read, or run `receiver init`"

@@ -267,6 +267,13 @@ FILES: dict[str, tuple[Any, str]] = {
 }
 
 
+def test_own_file_that_cannot_be_read() -> None:
+    """A receiver.toml in this folder that is there, and cannot be read, is not passed over."""
+    Path("receiver.toml").symlink_to("receiver.toml")
+    with pytest.raises(SettingsError, match="Too many levels of symbolic links"):
+        load(None, {"RECEIVER_KEY": KEY})
+
+
 @pytest.mark.parametrize(("content", "remedy"), FILES.values(), ids=FILES)
 def test_a_file_that_cannot_be_read_is_refused(content: Any, remedy: str) -> None:
     """The file is named where it is missing or no TOML, and its content is not shown."""
