@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from receiver.cli.options import config_option, operations_address, read_settings
 from receiver.cli.terminal import printable
+from receiver.metrics import STATES
 from receiver.settings.declaration import shown
 from receiver.settings.settings import Settings
 
@@ -45,12 +46,12 @@ def _get(connection: http.client.HTTPConnection, path: str) -> str:
 
 
 def _numbers(text: str) -> dict[str, float]:
-    """The metrics by name, each summed over its labels, and by name and state or outcome."""
+    """The metrics by name, each summed over its labels, and by name and one label, such as ``streams state=END``."""
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             name = sample.name.removeprefix("metastudio_")
-            for key in {name, *(f"{name} {value}" for value in sample.labels.values())}:
+            for key in (name, *(f"{name} {label}={value}" for label, value in sample.labels.items())):
                 found[key] = found.get(key, 0) + sample.value
     return found
 
@@ -62,11 +63,11 @@ def _lines(settings: Settings, numbers: dict[str, float], problem: str, *, is_up
     def mebibytes(name: str) -> str:
         return f"{numbers.get(name, 0) / 2**20:,.0f} MiB"
 
-    states = {key.partition(" ")[2]: value for key, value in numbers.items() if key.startswith("streams ")}
+    states = {state: numbers.get(f"streams state={state}", 0) for state in STATES}
     streams = ", ".join(f"{value:.0f} {state}" for state, value in states.items() if value)
     writes = f"takes no writes: {problem}" if problem else "takes writes"
     size = f"{mebibytes('journal_bytes')} of {mebibytes('journal_max_bytes')}"
-    accepted, rejected = count("callbacks_total accepted"), count("callbacks_total rejected")
+    accepted, rejected = (count(f"callbacks_total outcome={one}") for one in ("accepted", "rejected"))
     return [
         f"callbacks  {accepted} accepted since the start, {rejected} rejected",
         f"journal    {writes}; {count('journal_events')} events wait, {size}",

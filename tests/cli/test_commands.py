@@ -17,9 +17,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from prometheus_client import generate_latest
 
 from receiver.cli import main
 from receiver.database.database import Database
+from receiver.metrics import Metrics
 from receiver.protocol.events import StreamState
 from receiver.protocol.signature import sign
 from tests.helpers.http_server import answering
@@ -207,6 +209,16 @@ def test_status_of_another_program(ready: bytes) -> None:
     with answering(lambda target, _: ready if target == "/readyz" else b"up 1\n") as url:
         result = invoke("status", RECEIVER_KEY=KEY, RECEIVER_OPERATIONS_LISTEN=url.removeprefix("http://"))
     assert "operations_listen: no receiver answers" in failed(result)
+
+
+def test_status_counts_by_outcome_alone() -> None:
+    """An endpoint may have the name of an outcome."""
+    metrics = Metrics(("rejected",))
+    metrics.callbacks_total.labels("rejected", "accepted").inc()
+    pages = {"/readyz": b'{"status":"ok"}', "/metrics": generate_latest(metrics.registry)}
+    with answering(lambda target, _: pages[target]) as url:
+        result = invoke("status", RECEIVER_KEY=KEY, RECEIVER_OPERATIONS_LISTEN=url.removeprefix("http://"))
+    assert "1 accepted since the start, 0 rejected" in result.output
 
 
 def test_settings_errors_are_one_line(folder: Path) -> None:
