@@ -12,8 +12,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import uvloop
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from receiver.journal.journal import Journal
@@ -26,9 +28,13 @@ from receiver.server.server import Server
 from receiver.server.sockets import allow_connections, inherited, listen
 from receiver.settings.settings import Settings
 from receiver.systemd import READY, STOPPING, notify
+from receiver.tools.doctor import advice
 from receiver.web.callbacks import Callback, Rejector, public_app
 from receiver.web.memory import BodyMemory
 from receiver.web.operations import operations_app
+from receiver.web.status.figures import Sources
+from receiver.web.status.last_hour import LastHour
+from receiver.web.status.routes import status_routes
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +45,7 @@ _CERTIFICATE_POLL = 2  # seconds
 _OPERATIONS_CONNECTIONS = 64
 _GRACE = 5  # seconds for requests under way, and again for the journal to drain
 _OPERATIONS_GRACE = 1  # seconds
+_REJECTIONS_SHOWN = 5  # on the status page
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +108,32 @@ async def running(settings: Settings, *, now: Callable[[], float] = time.time) -
             logger.info("listening on the socket from systemd", extra={"address": settings.listen})
         public_socket = stack.enter_context(from_systemd or listen("listen", *settings.listen, shared=True))
 
+        tasks: list[asyncio.Task[None]] = []
         few = Limits(_OPERATIONS_CONNECTIONS, _OPERATIONS_CONNECTIONS, settings.request_timeout)
-        operations = operations_app(metrics.registry, journal.check)
+        rejections = Rejections(rejections_file(settings.journal), [one.name for one in settings.endpoints])
+        pages: list[Route] = []
+        if settings.status_page:
+            last_hour = LastHour(metrics, now)
+            tasks.append(asyncio.create_task(last_hour.run()))
+            stack.callback(tasks[-1].cancel)
+            pages = status_routes(
+                Sources(
+                    settings=settings,
+                    metrics=metrics,
+                    last_hour=last_hour,
+                    check_journal=journal.check,
+                    database=lambda: feeder.database,
+                    rejections=partial(rejections.latest, _REJECTIONS_SHOWN),
+                    explain=partial(advice, endpoints=settings.endpoints, max_body_bytes=settings.max_body_bytes),
+                    now=now,
+                )
+            )
+        operations = operations_app(metrics.registry, journal.check, pages)
         operations_server = Server(operations, operations_socket, "operations", metrics, limits=few)
-        tasks = [await stack.enter_async_context(operations_server.serving(_OPERATIONS_GRACE))]
+        tasks.append(await stack.enter_async_context(operations_server.serving(_OPERATIONS_GRACE)))
         tasks.append(feeder.start())
         stack.push_async_callback(feeder.stop, _GRACE)
         stack.push_async_callback(journal.flush)
-        rejections = Rejections(rejections_file(settings.journal), [one.name for one in settings.endpoints])
         tasks.append(asyncio.create_task(rejections.write()))
         stack.callback(tasks[-1].cancel)
         public_server = Server(

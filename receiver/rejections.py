@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,10 @@ class Rejections:
             )
         )
         self._is_new.set()
+
+    def latest(self, count: int) -> list[Rejection]:
+        """The latest so many of all endpoints, the latest first."""
+        return sorted(chain.from_iterable(self._latest.values()), key=lambda one: one.at, reverse=True)[:count]
 
     async def write(self) -> None:
         """Write whenever there is something new; never ends by itself."""

@@ -21,7 +21,6 @@ from receiver.cli.report import show_report
 from receiver.cli.sending import send, simulate
 from receiver.cli.serving import init, migrate, serve, show_config
 from receiver.cli.status import status
-from receiver.cli.terminal import printable
 from receiver.database.commits import NotReplicatedError
 from receiver.database.errors import RefusedError, problem_of, remedy_of
 from receiver.database.migration import SchemaError
@@ -29,6 +28,7 @@ from receiver.journal.journal import JournalError
 from receiver.platform.client import PlatformError
 from receiver.server.sockets import ListenError
 from receiver.settings.load import SettingsError
+from receiver.text import printable
 from receiver.tools.sender import SendError
 
 _INTERRUPTED = 128 + signal.SIGINT  # as a shell shows a process that a signal ended

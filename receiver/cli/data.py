@@ -12,7 +12,6 @@ from rich.text import Text
 from sqlalchemy import make_url
 
 from receiver.cli.options import config_option, open_database, open_url, read_settings
-from receiver.cli.terminal import printable
 from receiver.database.copy import copy, count_rows
 from receiver.database.quarantine import retry as retry_quarantined
 from receiver.journal.recovery import Readable, UnreadableError
@@ -20,6 +19,7 @@ from receiver.projector import recovery
 from receiver.projector.store import Store
 from receiver.settings.database_url import database_url
 from receiver.settings.parsers import InvalidValueError
+from receiver.text import printable
 
 _MOST = 2**31 - 1  # rows that are listed
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from receiver.cli.options import config_option, open_database, read_settings
-from receiver.cli.terminal import printable
 from receiver.cli.times import age
 from receiver.database import delete
 from receiver.database.prune import Age, count_older, delete_older
+from receiver.text import printable
 
 
 def _read_age(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, timedelta]:

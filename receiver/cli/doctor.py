@@ -10,9 +10,9 @@ import click
 
 from receiver import rejections
 from receiver.cli.options import config_option, open_database, read_settings
-from receiver.cli.terminal import printable
 from receiver.cli.times import read_time
 from receiver.settings.declaration import shown
+from receiver.text import printable
 from receiver.tools import doctor as diagnosis
 from receiver.tools.captured import Captured
 

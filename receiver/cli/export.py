@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from receiver.cli.terminal import printable
+from receiver.text import printable
 
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a text that begins so
 

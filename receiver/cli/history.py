@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.cli.export import as_csv, as_json
 from receiver.cli.options import config_option, open_database
-from receiver.cli.terminal import printable, terminal
+from receiver.cli.terminal import terminal
 from receiver.cli.timeline import draw_event, draw_job, draw_jobs
 from receiver.cli.times import age_or_time
 from receiver.database.database import Database
@@ -20,6 +20,7 @@ from receiver.database.errors import problem_of
 from receiver.database.follow import SHOWN, Follower
 from receiver.database.history import JOBS, TIMELINE, UnknownJobError, find_job, job_history, latest_jobs
 from receiver.database.insert import Row
+from receiver.text import printable
 
 _PAUSE = 1.0  # seconds between two looks at the database
 

@@ -17,7 +17,6 @@ from receiver.cli.options import (
     operations_address,
     read_settings,
 )
-from receiver.cli.terminal import printable
 from receiver.database.insert import Row
 from receiver.platform.client import Platform, is_id
 from receiver.platform.connect import AddressError, connect
@@ -25,6 +24,7 @@ from receiver.platform.reconcile import reconcile as ask_and_compare
 from receiver.platform.reconcile import why_behind
 from receiver.platform.register import CONFIG, Difference, apply, differences, part_of, wanted_of
 from receiver.protocol.platform import LOST, Finding
+from receiver.text import printable
 
 _MEANINGS = {
     Finding.END_MISSING: "it ended there, and no END came",

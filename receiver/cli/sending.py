@@ -15,7 +15,6 @@ from sqlalchemy import select
 
 from receiver.cli.history import show_job
 from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
-from receiver.cli.terminal import printable
 from receiver.cli.times import read_time
 from receiver.database.database import Database, of_job
 from receiver.database.insert import Row
@@ -23,6 +22,7 @@ from receiver.database.migration import SchemaError
 from receiver.database.schema import events
 from receiver.protocol.events import EventType, StreamState
 from receiver.settings.settings import Settings
+from receiver.text import printable
 from receiver.tools.sender import Answer, Sender, body_of, livestream, send_load
 
 _MADE_UP = {

@@ -12,11 +12,11 @@ import click
 from receiver import logs
 from receiver.app import run
 from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
-from receiver.cli.terminal import printable
 from receiver.protocol.signature import AuthType
 from receiver.settings.declaration import shown
 from receiver.settings.load import DEFAULT_FILE, parse
 from receiver.settings.settings import DEFAULT_URL, SHORTEST_KEY, Settings
+from receiver.text import printable
 from receiver.tools.bootstrap import write_configuration
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ import click
 from prometheus_client.parser import text_string_to_metric_families
 
 from receiver.cli.options import config_option, operations_address, read_settings
-from receiver.cli.terminal import printable
 from receiver.metrics import STATES
 from receiver.settings.declaration import shown
 from receiver.settings.settings import Settings
+from receiver.text import printable
 
 _TIMEOUT = 10  # seconds
 

@@ -1,4 +1,4 @@
-"""The terminal, and text from outside made safe to print on it."""
+"""The terminal that tables and texts are printed on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ from rich.console import Console
 
 _NO_TERMINAL = 10_000  # columns
 _LEAST = 80  # columns, in which each table has room for its numbers
-
-
-def printable(value: object) -> str:
-    """The text of `value` with each character that could control a terminal replaced by U+FFFD."""
-    return "".join(character if character.isprintable() else "�" for character in str(value))
 
 
 def terminal() -> Console:

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from receiver.cli.terminal import printable
-from receiver.database.history import JobHistory, connected_seconds, lasts_until
+from receiver.database.history import JobHistory, connected_seconds, lasted, lasts_until, paragraph
 from receiver.database.insert import Row
 from receiver.protocol.events import EventType, StreamState
 from receiver.protocol.platform import ENDED, Finding
+from receiver.text import printable
 
 _SHORT_ID = 10  # characters of an id, on a terminal: enough to ask for it
 _LONGEST = 200  # characters that a line takes on a terminal
@@ -85,16 +85,16 @@ def draw_job(console: Console, history: JobHistory, now: datetime) -> None:
         console.print(bar, soft_wrap=True)
     console.print()
     if not console.is_terminal:
-        for at, lasted, what in _lines(timeline, job, now):
-            console.print(Text.assemble(_time(at), f"  {lasted:>9}  ", what), soft_wrap=True)
+        for at, length, what in _lines(timeline, job, now):
+            console.print(Text.assemble(_time(at), f"  {length:>9}  ", what), soft_wrap=True)
         return
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, justify="right", style="dim")
     table.add_column(overflow="fold")
-    for at, lasted, what in _lines(timeline, job, now):
+    for at, length, what in _lines(timeline, job, now):
         what.truncate(_LONGEST, overflow="ellipsis")
-        table.add_row(f"{at:%m-%d %H:%M:%S}", lasted, what)
+        table.add_row(f"{at:%m-%d %H:%M:%S}", length, what)
     console.print(table)
 
 
@@ -165,21 +165,14 @@ def _lines(timeline: Sequence[Row], job: Row, now: datetime) -> Iterator[tuple[d
 
 
 def _lasted(row: Row, job: Row, now: datetime) -> str:
-    if row["event_type"] == EventType.REPLY_COMMAND_FINISH:
-        return ""
-    if row["ended_at"] is not None:
-        return duration(row["duration_seconds"])
-    has_ended = job["stale"] or job["state"] == StreamState.END
-    return "" if has_ended else f"{duration(_since(row['at'], now))}+"
+    seconds, still = lasted(row, job, now)
+    return "" if seconds is None else duration(seconds) + ("+" if still else "")
 
 
 def _played(row: Row) -> str:
     if row["event_type"] == EventType.REPLY_COMMAND_FINISH:
         return f"reply {row['reply_id'] or ''}"
-    paragraph = (row["shoot_script_sequence_no"], row["shoot_script_title"])
-    title = " ".join(str(one) for one in paragraph if one is not None)
-    parts = (row["scene_script_name"], title, row["product_title"] or row["product_id"])
-    return " · ".join(filter(None, parts)) or "a paragraph"
+    return paragraph(row) or "a paragraph"
 
 
 def short_id(value: str | None, *, whole: bool) -> Text:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, event, func, select, text, update
 
 from receiver.database.commits import require_replicated, watch_commits
-from receiver.database.engine import Deadline, connect
+from receiver.database.engine import DEADLINE, Deadline, connect
 from receiver.database.errors import refusals
 from receiver.database.insert import Key, Row, distinct, insert_new
 from receiver.database.migration import READ_REVISION, REVISION, require_revision, revision_of, upgrade
@@ -32,11 +32,14 @@ class Stored(NamedTuple):
 
 
 class Database:
-    """The database at `url`, an SQLAlchemy URL of SQLite or PostgreSQL."""
+    """The database at `url`, an SQLAlchemy URL of SQLite or PostgreSQL.
 
-    def __init__(self, url: str) -> None:
+    A PostgreSQL server that takes longer than `deadline` seconds is given up.
+    """
+
+    def __init__(self, url: str, *, deadline: float = DEADLINE) -> None:
         self._engine = connect(url)
-        self._deadline = Deadline(self._engine)
+        self._deadline = Deadline(self._engine, deadline)
         self.is_sqlite = self._engine.dialect.name == "sqlite"
         self.connections = 0  # that were made, or that a pooler has led to another server
         self._server_started_at: datetime | None = None

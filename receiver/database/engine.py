@@ -23,7 +23,7 @@ from receiver.settings.database_url import UrlInFile
 if TYPE_CHECKING:  # the driver takes a tenth of a second to load, and is not needed for SQLite
     from psycopg import Connection as PostgreSQLConnection
 
-_DEADLINE = 15.0  # seconds for a transaction, without connecting: longer than the server's own limits
+DEADLINE = 15.0  # seconds for a transaction, without connecting: longer than the server's own limits
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another's SQLite transaction
 
 
@@ -91,7 +91,7 @@ class Deadline:
     The server's own timeouts, and TCP's, do not help when it is frozen: its kernel still acknowledges.
     """
 
-    def __init__(self, engine: Engine, seconds: float = _DEADLINE) -> None:
+    def __init__(self, engine: Engine, seconds: float = DEADLINE) -> None:
         self._seconds = seconds
         self._connections: WeakSet[PostgreSQLConnection[Any]] = WeakSet()
         if engine.dialect.name == "postgresql":

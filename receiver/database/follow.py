@@ -32,7 +32,7 @@ SHOWN = (
 )
 
 # The view of all events without stream key and body.
-_events = table(
+ordered_events = table(
     "ordered_events",
     column("digest"),
     *(column(name, UTCDateTime if name.endswith("_at") else None) for name in SHOWN),
@@ -66,7 +66,7 @@ class Follower:
 
     def __init__(self, database: Database, *, job_id: str | None = None) -> None:
         self._database = database
-        self._of_job = [] if job_id is None else [_events.c.job_id == job_id]
+        self._of_job = [] if job_id is None else [ordered_events.c.job_id == job_id]
         self._marks = deque[_Mark]()
         self._given = set[tuple[int, bytes]]()  # with the digest, by which an id that is given again is known
         with database.transaction(read_only=True) as connection:
@@ -102,19 +102,19 @@ class Follower:
         self._given = {key for key in self._given if key[0] > forgotten}
 
     def _page(self, above: int) -> list[Row]:
-        query = select(_events).where(_events.c.id > above, *self._of_job)
-        return self._database.read(query.order_by(_events.c.id).limit(_PAGE))
+        query = select(ordered_events).where(ordered_events.c.id > above, *self._of_job)
+        return self._database.read(query.order_by(ordered_events.c.id).limit(_PAGE))
 
 
 def _newest(connection: Connection) -> tuple[int, bytes]:
-    highest = select(func.max(_events.c.id)).scalar_subquery()
-    query = select(_events.c.id, _events.c.digest).where(_events.c.id == highest)
+    highest = select(func.max(ordered_events.c.id)).scalar_subquery()
+    query = select(ordered_events.c.id, ordered_events.c.digest).where(ordered_events.c.id == highest)
     row = connection.execute(query).one_or_none()
     return _NONE if row is None else (row.id, row.digest)
 
 
 def _is_there(connection: Connection, key: tuple[int, bytes]) -> bool:
-    query = select(_events.c.digest).where(_events.c.id == key[0])
+    query = select(ordered_events.c.digest).where(ordered_events.c.id == key[0])
     return key == _NONE or connection.scalar(query) == key[1]
 
 

@@ -87,15 +87,22 @@ def find_job(connection: Connection, prefix: str, *, room: str = "") -> str:
     raise UnknownJobError(f"several jobs begin with {prefix}: {', '.join(found[:_CANDIDATES])}{more}")
 
 
-def job_history(connection: Connection, job_id: str, *, since: datetime | None = None) -> JobHistory:
+def job_history(
+    connection: Connection, job_id: str, *, since: datetime | None = None, most: int | None = None
+) -> JobHistory:
     """The history of a job; with `since`, the timeline leaves out what had ended by then.
 
-    Raises `UnknownJobError` where no event of the job is left.
+    With `most` it has no more than the latest so many rows of each kind. Raises `UnknownJobError` where no event of the
+    job is left.
     """
 
     def rows(view: Table, *order: str) -> list[Row]:
-        ordered = select(view).where(view.c.job_id == job_id).order_by(*(view.c[name].nulls_last() for name in order))
-        return _rows(connection, ordered)
+        columns = (view.c[name] for name in order)
+        ordered = select(view).where(view.c.job_id == job_id)
+        if most is None:
+            return _rows(connection, ordered.order_by(*(one.nulls_last() for one in columns)))
+        latest_first = ordered.order_by(*(one.desc().nulls_first() for one in columns))
+        return _rows(connection, latest_first.limit(most))[::-1]
 
     found = _rows(connection, select(live_jobs).where(live_jobs.c.job_id == job_id))
     if not found:  # it was pruned a moment ago
@@ -133,6 +140,23 @@ def connected_seconds(job: Row, now: datetime) -> float:
         return seconds
     more: timedelta = lasts_until(job, now) - job["last_event_at"]
     return seconds + more.total_seconds()
+
+
+def lasted(row: Row, job: Row, now: datetime) -> tuple[float | None, bool]:
+    """How many seconds a row of a job's timeline lasted, and whether it still lasts; None where that is not known."""
+    if row["event_type"] == EventType.REPLY_COMMAND_FINISH:
+        return None, False
+    if row["ended_at"] is not None:
+        return row["duration_seconds"], False
+    has_ended = job["stale"] or job["state"] == StreamState.END
+    return (None, False) if has_ended else (max((now - row["at"]).total_seconds(), 0.0), True)
+
+
+def paragraph(row: Row) -> str:
+    """What was played: the scene, the paragraph's number and title, and the product, as far as they were sent."""
+    named = (row["shoot_script_sequence_no"], row["shoot_script_title"])
+    title = " ".join(str(one) for one in named if one is not None)
+    return " · ".join(filter(None, (row["scene_script_name"], title, row["product_title"] or row["product_id"])))
 
 
 def _moment(event_type: EventType, at: datetime, ended_at: datetime | None, row: Row) -> Row:

@@ -50,11 +50,8 @@ def set_streams(connection: Connection, rows: Sequence[Row]) -> None:
     connection.execute(_upsert(is_sqlite=is_sqlite), [*rows] if is_sqlite else {"rows": rows_as_json(rows)})
 
 
-def count_streams(stale_before: datetime) -> Select[tuple[str, int, int]]:
-    """The query for how many `jobs` are in each `state`, and how many of these are `stale`.
-
-    Those are without END, and without an event since `stale_before`.
-    """
+def is_stale(stale_before: datetime) -> ColumnElement[bool]:
+    """The condition that a row of `streams` is of a job without END, and without an event since `stale_before`."""
     # A column is named because a role may not be allowed to read them all.
     has_event = exists(events.c.job_id).where(
         events.c.job_id == jobs.c.job_id, events.c.sent_at >= stale_before, events.c.sent_at <= jobs.c.sent_until
@@ -62,8 +59,12 @@ def count_streams(stale_before: datetime) -> Select[tuple[str, int, int]]:
     # Where its range ends later than its latest event can be before it, there is no need to look for that event.
     is_later = jobs.c.sent_until >= stale_before + _RANGE_AHEAD
     is_live = exists().where(jobs.c.job_id == streams.c.job_id, or_(is_later, has_event))
-    is_stale = and_(streams.c.state != StreamState.END, streams.c.since < stale_before, ~is_live)
-    count, stale = func.count().label("jobs"), func.sum(case((is_stale, 1), else_=0)).label("stale")
+    return and_(streams.c.state != StreamState.END, streams.c.since < stale_before, ~is_live)
+
+
+def count_streams(stale_before: datetime) -> Select[tuple[str, int, int]]:
+    """The query for how many `jobs` are in each `state`, and how many of these are `stale`, as `is_stale` has it."""
+    count, stale = func.count().label("jobs"), func.sum(case((is_stale(stale_before), 1), else_=0)).label("stale")
     return select(streams.c.state, count, stale).group_by(streams.c.state)
 
 

@@ -56,6 +56,7 @@ class Feeder:
         self._has_begun = False  # to store the first of what is on the way
         self._aside: set[bytes] = set()  # digests of what has ended workers, and is not to be stored as others are
         self._is_up: bool | None = None  # the database, as far as known
+        self._changed_at = time.time()
         self._on_the_way: deque[Batch] = deque()
         self._to_repeat: deque[Batch] = deque()
         self._sent = 0  # id of the last record that was sent
@@ -86,12 +87,16 @@ class Feeder:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
 
+    @property
+    def database(self) -> tuple[bool | None, float]:
+        """Whether the database is up, None where that is not known, and since when, in POSIX seconds."""
+        return self._is_up, self._changed_at
+
     async def _run(self) -> None:
         pause = _SHORTEST_PAUSE
         while True:
             details = await self._run_worker()
-            self._is_up = None
-            self._metrics.database_up.set(0)
+            self._note_database(is_up=None)
             self._metrics.projector_restarts_total.inc()
             logger.error("projector ended, starting it again", extra=details)
             if self._has_worked:
@@ -230,13 +235,18 @@ class Feeder:
         if "error" in report:
             self._metrics.projector_errors_total.labels(report["error"]).inc()
         if "up" in report:
-            self._is_up = report["up"]
-            self._metrics.database_up.set(report["up"])
+            self._note_database(is_up=report["up"])
             if self._stopping and not self._is_up:
                 self._finished.set()
         if report.get("is_new"):
             self._kept_sent = 0
             await self._persistently(self._journal.restart_keeping)
+
+    def _note_database(self, *, is_up: bool | None) -> None:
+        if is_up is not self._is_up:
+            self._changed_at = time.time()
+        self._is_up = is_up
+        self._metrics.database_up.set(bool(is_up))
 
     def _note_streams(self, report: dict[str, Any]) -> None:
         for state, count in report.get("streams", {}).items():

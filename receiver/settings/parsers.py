@@ -19,6 +19,7 @@ _LONGEST_URL = 2048  # what live_event_type_callback_url takes
 _LONGEST_KEY = 32  # what key takes
 _LARGEST_PORT = 65535
 _URL_CHARACTERS = re.compile(r"[^\s\x00-\x1f\x7f\"<>\\^`{|}#]+")
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)+")
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
 
 
@@ -60,12 +61,32 @@ def address(value: object) -> tuple[str, int]:
     return match["v6"] or match["host"] or "0.0.0.0", int(match["port"])  # noqa: S104
 
 
+def switch(value: object) -> bool:
+    """Whether something is wanted."""
+    found = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+    if not isinstance(found, bool):
+        raise InvalidValueError("is neither true nor false")
+    return found
+
+
+def host_names(value: object) -> tuple[str, ...]:
+    """Whole names of hosts, without ports, in lower case: a list, or a text with commas between them."""
+    names = [text(part).lower() for part in _parts(value, 'write it as ["receiver.internal"]')]
+    wrong = "holds what is no whole host name, such as receiver.internal: leave out http:// and the port"
+    _refuse(wrong, when=not all(map(_HOST_NAME.fullmatch, names)))
+    return tuple(names)
+
+
 def networks(value: object) -> tuple[Network, ...]:
     """IP addresses and networks: a list, or a text with commas between them."""
+    return tuple(_network(text(part)) for part in _parts(value, 'write it as ["127.0.0.1", "10.0.0.0/8"]'))
+
+
+def _parts(value: object, remedy: str) -> list[object]:
     parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
     if not isinstance(parts, list):
-        raise InvalidValueError('is not a list: write it as ["127.0.0.1", "10.0.0.0/8"]')
-    return tuple(_network(text(part)) for part in parts)
+        raise InvalidValueError(f"is not a list: {remedy}")
+    return parts
 
 
 def _network(part: str) -> Network:

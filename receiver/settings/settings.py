@@ -105,7 +105,17 @@ class Settings:
     )
     tls_key: Path | None = setting(parsers.path, None, "A PEM file with the certificate's private key.")
     operations_listen: tuple[str, int] = setting(
-        parsers.address, ("127.0.0.1", 9464), "Host and port of `/metrics`, `/healthz` and `/readyz`."
+        parsers.address, ("127.0.0.1", 9464), "Host and port of `/metrics`, `/healthz`, `/readyz` and the status page."
+    )
+    status_page: bool = setting(
+        parsers.switch,
+        False,
+        "Whether there is a page for people at `/` there: `true` or `false`. `receiver init` writes `true`.",
+    )
+    status_page_hosts: tuple[str, ...] = setting(
+        parsers.host_names,
+        (),
+        'Names of that listener in a browser, beside `localhost` and addresses, such as `["receiver.internal"]`.',
     )
     journal: Path = setting(parsers.path, Path("var/journal.db"), "The journal's file, on a local disk.")
     journal_max_bytes: int = setting(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -17,6 +17,8 @@ from urllib.parse import parse_qsl, urlsplit
 from receiver.protocol.events import EventError, parse
 from receiver.protocol.signature import (
     AUTO,
+    SECRET_HEADER,
+    SECRET_PARAMETER,
     AmbiguousSignatureError,
     AuthType,
     MalformedSignatureError,
@@ -34,6 +36,7 @@ from receiver.tools.candidates import candidates
 from receiver.tools.captured import Captured
 
 _FOR_EVER = float("inf")
+_MASK = "****"
 _TEN_YEARS = 10 * 365 * 86400
 _ADVICE: dict[type[SignatureError], str] = {
     MissingSignatureError: "there is no hwSecret and hwTime in it: auth_type NONE is registered, which is MetaStudio's"
@@ -119,6 +122,37 @@ def describe_body(body: bytes) -> list[str]:
         for name, value in event._asdict().items()
         if value is not None
     ]
+
+
+def advice(rejection: Rejection, *, endpoints: Sequence[EndpointSettings], max_body_bytes: int) -> list[str]:
+    """The same for more people than those who may see the request: what was asked for, without secrets, and why.
+
+    No query is shown, no signature, no key, and no path that is the secret, or may have been meant to be.
+    """
+    path = rejection.target.partition("?")[0]
+    is_secret = any(one.auth_type is AuthType.NONE for one in endpoints)
+    known = {urlsplit(one.live_event_type_callback_url).path for one in endpoints if one.auth_type is not AuthType.NONE}
+    secrets = {key for one in endpoints for key in one.keys} | _signatures(rejection)
+    if is_secret and path not in known:
+        secrets.add(path)
+    for one in endpoints:
+        parts = urlsplit(one.live_event_type_callback_url)
+        secrets |= {parts.query, *([parts.path] if one.auth_type is AuthType.NONE else [])}
+    lines = [f"{rejection.method} {path}", *explain(rejection, endpoints, max_body_bytes)[1:]]
+    return [_masked(line, secrets - {"", "/"}) for line in lines]
+
+
+def _signatures(rejection: Rejection) -> set[str]:
+    pairs = [pair.partition("=") for pair in rejection.target.partition("?")[2].split("&")]
+    in_headers = {value.strip() for name, value in rejection.headers if name.lower() == SECRET_HEADER}
+    return in_headers | {value for name, _, value in pairs if name.lower() == SECRET_PARAMETER.lower()}
+
+
+def _masked(line: str, secrets: Iterable[str]) -> str:
+    for secret in sorted(secrets, key=len, reverse=True):
+        line = line.replace(secret, _MASK)
+    line = re.sub(rf"({SECRET_PARAMETER}(?:=|%3D))[^&\s]*", rf"\1{_MASK}", line, flags=re.IGNORECASE)
+    return re.sub(r"\?[^\s,;]+", f"?{_MASK}", line)
 
 
 def _why_accepted(verified: Verified, endpoint: EndpointSettings, captured: Captured, now: float) -> Iterator[str]:

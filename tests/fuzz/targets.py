@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from random import Random
 
 from receiver.addresses import client_address
-from receiver.cli.terminal import printable
 from receiver.protocol.events import Event, EventError, parse
 from receiver.protocol.signature import AuthType, SignatureError, StaleSignatureError, Verifier
 from receiver.settings.settings import EndpointSettings
+from receiver.text import printable
 from receiver.tools.captured import Captured
 from receiver.tools.doctor import examine
 from tests.fuzz import generate

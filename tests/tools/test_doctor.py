@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from receiver.cli.terminal import printable
 from receiver.protocol.signature import FORMS, AuthType, sign
 from receiver.settings.settings import EndpointSettings
+from receiver.text import printable
 from receiver.tools.captured import Captured
 from receiver.tools.doctor import Diagnosis, describe_body, examine
 
