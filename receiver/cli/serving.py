@@ -13,7 +13,7 @@ from receiver import logs
 from receiver.app import run
 from receiver.cli.options import choose_endpoint, config_option, endpoint_option, open_url, read_settings
 from receiver.protocol.signature import AuthType
-from receiver.settings.declaration import shown
+from receiver.settings.declaration import declared, shown, written
 from receiver.settings.load import DEFAULT_FILE, parse
 from receiver.settings.settings import DEFAULT_URL, SHORTEST_KEY, Settings
 from receiver.text import printable
@@ -41,7 +41,8 @@ def init(url: str, auth_type: str) -> None:
         raise click.ClickException(f"{error.filename} exists, and is not overwritten: move it away first") from error
     except OSError as error:
         raise click.ClickException(f"{error.filename or path}: {error.strerror}") from error
-    click.echo(f"Wrote {path} with a new key. Next: receiver serve")
+    where = written(declared(Settings)["operations_listen"].default)
+    click.echo(f"Wrote {path} with a new key. Next: receiver serve, and open http://{where}/ in a browser")
 
 
 @click.command()
@@ -101,6 +102,7 @@ def _announce(settings: Settings) -> None:
     lines += [
         "  key and JSON  receiver config --registration",
         f"  metrics       http://{in_force['operations_listen']}/metrics",
+        *([f"  status page   http://{in_force['operations_listen']}/"] if settings.status_page else []),
         f"  database      {in_force['database_url']}",
         "  next          receiver simulate (or make demo) in a second terminal",
     ]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, Table, literal_column, or_, select
+from sqlalchemy import Connection, Select, Table, literal_column, or_, select, text
 
 from receiver.database.database import Database
 from receiver.database.follow import ordered_events
 from receiver.database.history import JobHistory, job_history, latest_jobs
 from receiver.database.insert import Row
+from receiver.database.migration import READ_REVISION, REVISION, require_revision
 from receiver.database.platform import room_names, rows_of
 from receiver.database.schema import (
     jobs,
@@ -29,6 +32,7 @@ from receiver.protocol.events import EventType, StreamState
 BAR = timedelta(hours=1)  # of a live stream
 _MOST = 20  # rows of a kind
 MOST_OF_A_JOB = 500  # rows of each kind, of one job
+_INSTRUCTIONS = 100_000  # of SQLite's machine, between two looks at the clock: some milliseconds
 _IS_OPEN = streams.c.state != literal_column(f"'{StreamState.END}'")  # as the index streams_open has it
 
 
@@ -51,20 +55,26 @@ class Overview(NamedTuple):
     checked_at: datetime | None
 
 
-def read_overview(database: Database, now: datetime) -> Overview:
-    """Read all in one transaction."""
-    with database.transaction(read_only=True) as connection:
-        return overview(connection, now)
+@contextmanager
+def reading(database: Database, seconds: float) -> Iterator[Connection]:
+    """A transaction that only reads, and in which a query ends with an error when so many seconds are over.
 
-
-def read_job(database: Database, job_id: str) -> JobHistory:
-    """The history of one job, with the latest rows of each kind; raises `UnknownJobError`."""
+    That is beside the deadline for a server that does not answer. Raises `SchemaError`.
+    """
     with database.transaction(read_only=True) as connection:
-        return job_history(connection, job_id, most=MOST_OF_A_JOB)
+        if database.is_sqlite:
+            end = time.monotonic() + seconds
+            own: Any = connection.connection.driver_connection
+            own.set_progress_handler(lambda: time.monotonic() > end, _INSTRUCTIONS)
+        else:
+            connection.execute(text(f"SET LOCAL statement_timeout = {int(1000 * seconds)}"))
+        if connection.scalar(READ_REVISION) != REVISION:
+            require_revision(connection)
+        yield connection
 
 
 def overview(connection: Connection, now: datetime) -> Overview:
-    """The same in a transaction that is open."""
+    """All that the page at `/` shows."""
     stale_before = now - timedelta(seconds=connection.scalar(select(stale_after.c.seconds)) or 0)
     live_ids = _live_ids(connection, stale_before)
     latest = latest_jobs(connection)
@@ -88,6 +98,11 @@ def overview(connection: Connection, now: datetime) -> Overview:
         findings=_findings(connection, checked_at),
         checked_at=checked_at,
     )
+
+
+def job(connection: Connection, job_id: str) -> JobHistory:
+    """The history of one job, with the latest rows of each kind; raises `UnknownJobError`."""
+    return job_history(connection, job_id, most=MOST_OF_A_JOB)
 
 
 def _live_ids(connection: Connection, stale_before: datetime) -> Sequence[str]:

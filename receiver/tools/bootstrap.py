@@ -31,6 +31,8 @@ tls_key = "{private_key}"
 
 listen = "{listen}"
 operations_listen = "{operations_listen}"
+# A page for people at / of that address: what is live, and what came last.
+status_page = true
 journal = "{journal}"
 database_url = "{database_url}"
 """

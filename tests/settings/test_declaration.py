@@ -29,6 +29,7 @@ VALUES = (
     "sqlite:///sample.db",
     "true",
     "false",
+    "sample.example",
 )
 
 

@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from sqlalchemy import make_url
+from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.database.database import Database
 from receiver.database.errors import problem_of
 from receiver.database.history import JobHistory, UnknownJobError
 from receiver.database.migration import SchemaError
-from receiver.database.overview import MOST_OF_A_JOB, Overview, read_job, read_overview
+from receiver.database.overview import MOST_OF_A_JOB, Overview, job, overview, reading
 from receiver.text import shortened
 from receiver.web.status import figures, view
 from receiver.web.status.figures import Sources
-from receiver.web.status.reader import NotReadError
+from receiver.web.status.reader import DEADLINE, NotReadError
 from receiver.web.status.texts import TEXTS
 
-_DEADLINE = 2.0  # seconds
 _LONGEST_LINE = 500  # characters of what the doctor says
 _T = TypeVar("_T")
 
@@ -32,7 +31,7 @@ class Page:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._database = Database(sources.settings.database_url, deadline=_DEADLINE)
+        self._database = Database(sources.settings.database_url, deadline=DEADLINE)
         self._templates = Environment(
             loader=PackageLoader("receiver.web.status"),
             autoescape=True,
@@ -44,12 +43,12 @@ class Page:
 
     def read_overview(self) -> Overview:
         """What the database holds; raises `NotReadError`."""
-        return self._read(lambda: read_overview(self._database, self._now()))
+        return self._read(lambda connection: overview(connection, self._now()))
 
     def read_job(self, job_id: str) -> JobHistory | None:
         """A job's history, or None where there is no such job; raises `NotReadError`."""
         try:
-            return self._read(lambda: read_job(self._database, job_id))
+            return self._read(lambda connection: job(connection, job_id))
         except UnknownJobError:
             return None
 
@@ -100,11 +99,11 @@ class Page:
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._sources.now(), UTC)
 
-    def _read(self, read: Callable[[], _T]) -> _T:
+    def _read(self, read: Callable[[Connection], _T]) -> _T:
         try:
             self._require_file()
-            self._database.check_schema()
-            return read()
+            with reading(self._database, DEADLINE) as connection:
+                return read(connection)
         except (SchemaError, SQLAlchemyError) as error:
             raise NotReadError(str(error) if isinstance(error, SchemaError) else problem_of(error)) from error
         finally:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
-_DEADLINE = 2.0  # seconds
+DEADLINE = 2.0  # seconds
 _SHARED = 2.0  # seconds
 
 
@@ -39,10 +39,10 @@ class Reader:
         Raises `NotReadError` where it, or another read that is under way, takes longer than the deadline.
         """
         try:
-            async with asyncio.timeout(_DEADLINE):
+            async with asyncio.timeout(DEADLINE):
                 kept = await self._read(key, work)
         except TimeoutError:
-            raise NotReadError(f"no answer for {_DEADLINE:g} s") from None
+            raise NotReadError(f"no answer for {DEADLINE:g} s") from None
         if kept.error is not None:
             raise kept.error
         result: _T = kept.result
@@ -52,7 +52,7 @@ class Reader:
         while (kept := self._kept.get(key)) is None or kept.until < self._clock():
             if self._under_way is None:
                 self._under_way = self._start(key, work)
-            elif self._clock() > self._began + _DEADLINE:  # stuck: nobody else waits for it
+            elif self._clock() > self._began + DEADLINE:  # stuck: nobody else waits for it
                 raise TimeoutError
             await asyncio.wait([self._under_way])  # which does not cancel it
         return kept
