@@ -121,8 +121,9 @@ class Rejections:
         self._is_new.set()
 
     def latest(self, count: int) -> list[Rejection]:
-        """The latest so many of all endpoints, the latest first."""
-        return sorted(chain.from_iterable(self._latest.values()), key=lambda one: one.at, reverse=True)[:count]
+        """The latest so many of all endpoints, the latest first; from any thread."""
+        copies = map(list, self._latest.values())  # others may come meanwhile
+        return sorted(chain.from_iterable(copies), key=lambda one: one.at, reverse=True)[:count]
 
     async def write(self) -> None:
         """Write whenever there is something new; never ends by itself."""

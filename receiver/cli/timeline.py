@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from receiver.database.history import JobHistory, connected_seconds, lasted, lasts_until, paragraph
+from receiver.database.history import JobHistory, connected_seconds, lasted, lasts_until, outage_seconds, paragraph
 from receiver.database.insert import Row
 from receiver.protocol.events import EventType, StreamState
 from receiver.protocol.platform import ENDED, Finding
@@ -116,8 +116,7 @@ def _totals(job: Row, outages: Sequence[Row], there: Row | None, now: datetime) 
     first, last = job["first_event_at"], job["last_event_at"]
     length = duration((last - first).total_seconds())
     yield "events", f"{job['events']} in {length}, {_time(first)} to {_time(last)}"
-    until = lasts_until(job, now)
-    down = [((one["down_to"] or until) - one["down_from"]).total_seconds() for one in outages]
+    down = outage_seconds(outages, job, now)
     lost = f"; down {duration(sum(down))}, at most {duration(max(down))} at once" if any(down) else ""
     yield "stream", f"connected {duration(connected_seconds(job, now))}; reconnects {job['reconnects']}{lost}"
     yield "script", f"paragraphs {job['paragraphs']}; replies {job['replies']}"

@@ -142,6 +142,12 @@ def connected_seconds(job: Row, now: datetime) -> float:
     return seconds + more.total_seconds()
 
 
+def outage_seconds(outages: Sequence[Row], job: Row, now: datetime) -> list[float]:
+    """How long each of a job's outages took; one that lasts counts like a session that does."""
+    until = lasts_until(job, now)
+    return [((one["down_to"] or until) - one["down_from"]).total_seconds() for one in outages]
+
+
 def lasted(row: Row, job: Row, now: datetime) -> tuple[float | None, bool]:
     """How many seconds a row of a job's timeline lasted, and whether it still lasts; None where that is not known."""
     if row["event_type"] == EventType.REPLY_COMMAND_FINISH:

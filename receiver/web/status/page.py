@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +21,7 @@ from receiver.database.overview import MOST_OF_A_JOB, Overview, job, overview, r
 from receiver.text import shortened
 from receiver.web.status import figures, view
 from receiver.web.status.figures import Sources
-from receiver.web.status.reader import DEADLINE, NotReadError
+from receiver.web.status.reader import DEADLINE, SHARED, NotReadError
 from receiver.web.status.texts import TEXTS
 
 _LONGEST_LINE = 500  # characters of what the doctor says
@@ -32,6 +34,9 @@ class Page:
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._database = Database(sources.settings.database_url, deadline=DEADLINE)
+        self._lock = threading.Lock()
+        self._callbacks_until = float("-inf")
+        self._latest_callbacks: view.Callbacks
         self._templates = Environment(
             loader=PackageLoader("receiver.web.status"),
             autoescape=True,
@@ -82,6 +87,14 @@ class Page:
         return self._templates.get_template(template).render(context, t=texts, language=language, refresh=refresh)
 
     def _callbacks(self) -> view.Callbacks:
+        # The doctor tries hundreds of signatures for each rejection: many tabs share what it finds.
+        with self._lock:
+            if self._callbacks_until < time.monotonic():
+                self._latest_callbacks = self._examined()
+                self._callbacks_until = time.monotonic() + SHARED
+            return self._latest_callbacks
+
+    def _examined(self) -> view.Callbacks:
         counted = self._sources.last_hour.figures()
         latest = tuple(
             view.Rejected(

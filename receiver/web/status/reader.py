@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
 DEADLINE = 2.0  # seconds
-_SHARED = 2.0  # seconds
+SHARED = 2.0  # seconds
 
 
 class NotReadError(Exception):
@@ -27,7 +27,8 @@ class _Kept(NamedTuple):
 class Reader:
     """Runs reads in a thread of its own, which keeps nothing waiting: not the event loop, and not the process's end."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, deadline: float = DEADLINE, clock: Callable[[], float] = time.monotonic) -> None:
+        self._deadline = deadline
         self._clock = clock
         self._under_way: asyncio.Future[None] | None = None
         self._began = 0.0
@@ -39,10 +40,10 @@ class Reader:
         Raises `NotReadError` where it, or another read that is under way, takes longer than the deadline.
         """
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(self._deadline):
                 kept = await self._read(key, work)
         except TimeoutError:
-            raise NotReadError(f"no answer for {DEADLINE:g} s") from None
+            raise NotReadError(f"no answer for {self._deadline:g} s") from None
         if kept.error is not None:
             raise kept.error
         result: _T = kept.result
@@ -52,7 +53,7 @@ class Reader:
         while (kept := self._kept.get(key)) is None or kept.until < self._clock():
             if self._under_way is None:
                 self._under_way = self._start(key, work)
-            elif self._clock() > self._began + DEADLINE:  # stuck: nobody else waits for it
+            elif self._clock() > self._began + self._deadline:  # stuck: nobody else waits for it
                 raise TimeoutError
             await asyncio.wait([self._under_way])  # which does not cancel it
         return kept
@@ -70,7 +71,7 @@ class Reader:
             except Exception as caught:  # noqa: BLE001 (is raised where it is waited for)
                 error = caught
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._finish, done, _Kept(self._clock() + _SHARED, result, error), key)
+                loop.call_soon_threadsafe(self._finish, done, _Kept(self._clock() + SHARED, result, error), key)
 
         # Not of a pool: the interpreter would wait for its threads when it ends.
         threading.Thread(target=run, name="status page", daemon=True).start()

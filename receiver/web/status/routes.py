@@ -87,7 +87,9 @@ class _Site:
     async def job(self, request: Request) -> Response:
         """The page of the job whose id is the rest of the path."""
         page, language, job_id = await self._loaded(), _language(request), request.path_params["job_id"]
-        history, problem = await self._read(job_id, partial(page.read_job, job_id))
+        history, problem = None, ""
+        if "\0" not in job_id:  # which no database takes
+            history, problem = await self._read(job_id, partial(page.read_job, job_id))
         if history is not None:
             html = await asyncio.to_thread(page.job, language, history, refresh=_REFRESH)
             return _html(html, language)

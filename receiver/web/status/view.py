@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import quote, urlsplit
 
-from receiver.database.history import JobHistory, connected_seconds, lasted, lasts_until, paragraph
+from receiver.database.history import JobHistory, connected_seconds, lasted, lasts_until, outage_seconds, paragraph
 from receiver.database.insert import Row
 from receiver.database.overview import BAR, Overview
 from receiver.protocol.events import EventType, StreamState
@@ -15,6 +15,7 @@ from receiver.text import shortened
 from receiver.web.status.bars import Bar, bar
 from receiver.web.status.figures import Database, Journal
 
+_LONGEST_LINK = 8192  # characters: a request with more is refused
 STALE, ENDED_THERE = "stale", "ended there"
 
 
@@ -134,7 +135,11 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """A job's page: what `receiver history` shows. `is_cut` where only its latest events are shown."""
+    """A job's page: what `receiver history` shows. `is_cut` where only its latest events are shown.
+
+    Of its outages there are the count, and in seconds the sum and the longest. `there` is the platform's state, ""
+    where it was not asked; it saw the job from `there_from` to `there_to`, and says why it ended.
+    """
 
     now: datetime
     job: Job
@@ -144,7 +149,11 @@ class JobPage:
     down: float
     longest: float
     there: str
+    there_from: datetime | None
+    there_to: datetime | None
+    there_why: str
     finding: str
+    checked_at: datetime | None
     moments: tuple[Moment, ...]
     is_cut: bool
     is_over: bool
@@ -166,10 +175,10 @@ def stored(found: Overview, now: datetime) -> Stored:
 
 def job_page(history: JobHistory, now: datetime, most: int) -> JobPage:
     """The view of a job's history, of which at most so many rows of each kind were read."""
-    row, there = history.live_job, history.platform_job
-    named = row | {"room_name": (there or {}).get("room_name"), "platform_state": (there or {}).get("state")}
+    row, there = history.live_job, history.platform_job or {}
+    named = row | {"room_name": there.get("room_name"), "platform_state": there.get("state")}
+    down = outage_seconds(history.stream_outages, row, now)
     until = lasts_until(row, now)
-    down = [((one["down_to"] or until) - one["down_from"]).total_seconds() for one in history.stream_outages]
     whole = bar(history.stream_sessions, history.stream_outages, row["first_event_at"], until, until)
     return JobPage(
         now=now,
@@ -179,8 +188,12 @@ def job_page(history: JobHistory, now: datetime, most: int) -> JobPage:
         outages=len(down),
         down=sum(down),
         longest=max(down, default=0.0),
-        there=shortened((there or {}).get("state") or ""),
-        finding=(there or {}).get("finding") or "",
+        there=shortened(there.get("state") or ""),
+        there_from=there.get("start_time"),
+        there_to=there.get("end_time"),
+        there_why=shortened(" ".join(filter(None, map(there.get, ("error_code", "error_msg", "block_reason"))))),
+        finding=there.get("finding") or "",
+        checked_at=there.get("checked_at"),
         moments=tuple(_moment(one, row, now) for one in history.timeline),
         is_cut=len(history.timeline) >= most,
         is_over=row["state"] == StreamState.END or row["stale"],
@@ -273,4 +286,5 @@ def _found(row: Row) -> Found:
 
 
 def _link(job_id: str | None) -> str:
-    return f"/jobs/{quote(job_id, safe='', errors='replace')}" if job_id else ""
+    quoted = quote(job_id or "", safe="", errors="replace")
+    return f"/jobs/{quoted}" if 0 < len(quoted) < _LONGEST_LINK else ""
