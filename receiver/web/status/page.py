@@ -23,6 +23,7 @@ from receiver.web.status import figures, view
 from receiver.web.status.figures import Sources
 from receiver.web.status.reader import DEADLINE, SHARED, NotReadError
 from receiver.web.status.texts import TEXTS
+from receiver.web.status.words import clock, lasting
 
 _LONGEST_LINE = 500  # characters of what the doctor says
 _T = TypeVar("_T")
@@ -44,7 +45,13 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {"seconds": _seconds, "time": _time, "size": _size}
+        self._templates.filters |= {
+            "seconds": _seconds,
+            "time": _time,
+            "size": _size,
+            "lasting": lasting,
+            "clock": clock,
+        }
 
     def read_overview(self) -> Overview:
         """What the database holds; raises `NotReadError`."""

@@ -81,7 +81,7 @@ class _Site:
         """The page at `/`. Where the database does not answer, it says so and shows the rest."""
         page, language = await self._loaded(), _language(request)
         journal, (found, problem) = await asyncio.gather(self._journal(), self._read(None, page.read_overview))
-        html = await asyncio.to_thread(page.status, language, journal, found, problem, refresh=_REFRESH)
+        html = await asyncio.to_thread(page.status, language, journal, found, problem, refresh=_refresh(request))
         return _html(html, language)
 
     async def job(self, request: Request) -> Response:
@@ -91,10 +91,10 @@ class _Site:
         if "\0" not in job_id:  # which no database takes
             history, problem = await self._read(job_id, partial(page.read_job, job_id))
         if history is not None:
-            html = await asyncio.to_thread(page.job, language, history, refresh=_REFRESH)
+            html = await asyncio.to_thread(page.job, language, history, refresh=_refresh(request))
             return _html(html, language)
         if problem:
-            html = await asyncio.to_thread(page.message, language, "job_not_read", refresh=_REFRESH)
+            html = await asyncio.to_thread(page.message, language, "job_not_read", refresh=_refresh(request))
             return _html(html, language, 503)
         return _html(await asyncio.to_thread(page.message, language, "not_found"), language, 404)
 
@@ -136,6 +136,11 @@ def _load(sources: Sources) -> Page:
 
 def _html(text: str, language: str, status: int = 200) -> Response:
     return HTMLResponse(text, status, {"Content-Language": language, "Vary": "Accept-Language"})
+
+
+def _refresh(request: Request) -> int:
+    """Every how many seconds the page is to ask again; 0 where it was asked for with `?paused`."""
+    return 0 if "paused" in request.query_params else _REFRESH
 
 
 def _language(request: Request) -> str:
