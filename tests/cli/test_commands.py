@@ -74,6 +74,7 @@ def test_init_writes_what_serve_needs(folder: Path) -> None:
     assert invoke("init").exit_code == 0
     written = tomllib.loads((folder / "receiver.toml").read_text())
     assert len(written["key"]) == 32
+    assert written["status_page"] is True
     for name in ("receiver.toml", "var/localhost.key"):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
     assert invoke("config").exit_code == 0

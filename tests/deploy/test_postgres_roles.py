@@ -99,7 +99,7 @@ def test_passwords(site: Site) -> None:
 
 def test_serve_stores_as_the_store(site: Site, tmp_path: Path) -> None:
     """A receiver stores events, quarantine, jobs and streams with no other right than the store's."""
-    with running(tmp_path, RECEIVER_DATABASE_URL=site.url("metastudio_store")) as receiver:
+    with running(tmp_path, RECEIVER_DATABASE_URL=site.url("metastudio_store"), RECEIVER_STATUS_PAGE="true") as receiver:
         for body in SAMPLES.values():
             assert receiver.post(body).status == 200
         assert receiver.post(SAMPLES["RTMP_STREAM_STATE_CHANGE"].replace(b"CONNECTED", b"END")).status == 200
@@ -111,6 +111,8 @@ def test_serve_stores_as_the_store(site: Site, tmp_path: Path) -> None:
         wait_until(lambda: receiver.metric("streams", "END") == 1, "the streams' states")
         assert " events of job " in run("receiver simulate", tmp_path, receiver.environ)
         assert "database down" not in receiver.log
+        assert f'href="/jobs/{JOB}"' in receiver.operations("/").body.decode()
+        assert receiver.operations(f"/jobs/{JOB}").status == 200
     owner, of_job = site.url("metastudio"), f"WHERE job_id = '{JOB}'"
     assert sql(owner, f"SELECT events, state FROM live_jobs {of_job}") == [{"events": 4, "state": "END"}]
     assert sql(owner, f"SELECT state FROM streams {of_job}") == [{"state": "END"}]

@@ -280,3 +280,22 @@ def test_settings_of_several_receivers(tmp_path: Path) -> None:
     first, second = (read_settings(block, tmp_path) for block in blocks("docs/how-to/scale-out.md", language="toml"))
     differing = {name for name in Settings.__slots__ if getattr(first, name) != getattr(second, name)}
     assert differing == {"journal", "operations_listen"}
+
+
+def test_status_page(machine: Machine, tmp_path: Path) -> None:
+    """Both tunnels lead to where the operations listener is, and the settings turn the page on."""
+    tunnel, forward = blocks("docs/how-to/status-page.md", "From another machine")
+    machine.without("ssh", "kubectl").run(tunnel)
+    machine.run(forward)
+    ssh, kubectl = machine.commands
+    defaults = load(None, {"RECEIVER_KEY": KEY, "RECEIVER_CONFIG": "/dev/null"})
+    assert options(ssh, "-L") == ["9464:{}:{}".format(*defaults.operations_listen)]
+    folder = ROOT / "deploy/kubernetes"
+    stateful_set = yaml.safe_load((folder / "statefulset.yaml").read_text())
+    ports = [one["containerPort"] for one in stateful_set["spec"]["template"]["spec"]["containers"][0]["ports"]]
+    assert kubectl[-3:-1] == ["port-forward", f"{stateful_set['metadata']['name']}-0"]
+    assert int(kubectl[-1]) in ports
+    assert options(kubectl, "--namespace") == [yaml.safe_load((folder / "kustomization.yaml").read_text())["namespace"]]
+    on, named = (read_settings(block, tmp_path) for block in blocks("docs/how-to/status-page.md", language="toml"))
+    assert on.status_page
+    assert named.status_page_hosts == ("receiver.internal.example",)

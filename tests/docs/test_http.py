@@ -153,7 +153,8 @@ def test_operations(receiver: Process) -> None:
         assert got.status == int(answer[:3])
         if (shown := re.search(r"`(\{.*?\})`", answer)) is not None:
             assert got.body == shown[1].encode()
-    assert set(OPERATIONS) == {"`GET /metrics`", "`GET /healthz`", "`GET /readyz`"}
+    pages = {"`GET /`", "`GET /jobs/ID`", "`GET /status.css`"}  # which are not there unless status_page is set
+    assert set(OPERATIONS) == {"`GET /metrics`", "`GET /healthz`", "`GET /readyz`"} | pages
 
 
 def test_the_public_listener_has_no_metrics(receiver: Process) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 from tests.helpers.pages import ROOT
@@ -12,7 +13,7 @@ from tests.helpers.receiver import free_port, wait_until
 
 
 def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
-    """Installed from the wheel, with nothing of the project beside it, init, serve and simulate work."""
+    """Installed from the wheel, with nothing of the project beside it, init, serve with its page, and simulate work."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "RECEIVER_"))}
 
     def run(*command: str, cwd: Path = tmp_path) -> str:
@@ -44,6 +45,8 @@ def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     try:
         wait_until(lambda: "receiver simulate" in out.read_text() or server.poll() is not None, "the receiver")
         assert "29 events of job" in run(receiver, "simulate", cwd=empty)
+        with urllib.request.urlopen(f"http://{environ['RECEIVER_OPERATIONS_LISTEN']}/", timeout=60) as page:
+            assert "Callbacks are taken" in page.read().decode()
     finally:
         server.terminate()
     assert server.wait(60) == 0

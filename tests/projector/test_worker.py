@@ -269,9 +269,11 @@ def test_worker_whose_parent_has_ended(tmp_path: Path) -> None:
     assert subprocess.run(command, cwd=tmp_path, check=False, timeout=30).returncode == 1
 
 
-@pytest.mark.parametrize("module", ["receiver.database.database", "receiver.projector.store", "alembic", "psycopg"])
+@pytest.mark.parametrize(
+    "module", ["receiver.database.database", "receiver.projector.store", "alembic", "psycopg", "jinja2"]
+)
 def test_callbacks_process_needs_no_database(tmp_path: Path, module: str) -> None:
-    """What takes callbacks does without the database's modules."""
+    """What takes callbacks does without the database's modules, and those of a page that nobody has asked for."""
     code = f"import sys, receiver.app; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, timeout=60).returncode == 0
 
