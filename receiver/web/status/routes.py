@@ -128,7 +128,7 @@ class _Site:
 
 
 def _load(sources: Sources) -> Page:
-    # What renders the page, and what reads the database, take half a second and 30 MB to load.
+    # What renders the page, and what reads the database, take a moment and memory that few receivers need.
     from receiver.web.status.page import Page  # noqa: PLC0415
 
     return Page(sources)
