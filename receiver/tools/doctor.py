@@ -130,15 +130,19 @@ def advice(rejection: Rejection, *, endpoints: Sequence[EndpointSettings], max_b
     No query is shown, no signature, no key, and no path that is the secret, or may have been meant to be.
     """
     path = rejection.target.partition("?")[0]
-    is_secret = any(one.auth_type is AuthType.NONE for one in endpoints)
-    known = {urlsplit(one.live_event_type_callback_url).path for one in endpoints if one.auth_type is not AuthType.NONE}
     secrets = {key for one in endpoints for key in one.keys} | _signatures(rejection)
-    if is_secret and path not in known:
-        secrets.add(path)
+    known, is_any_secret = set[str](), False
     for one in endpoints:
         parts = urlsplit(one.live_event_type_callback_url)
-        secrets |= {parts.query, *([parts.path] if one.auth_type is AuthType.NONE else [])}
+        secrets.add(parts.query)
+        if one.auth_type is AuthType.NONE:
+            secrets.add(parts.path)
+            is_any_secret = True
+        else:
+            known.add(parts.path)
     lines = [f"{rejection.method} {path}", *explain(rejection, endpoints, max_body_bytes)[1:]]
+    if is_any_secret and path not in known | {"/"}:  # a whole path: it may be a part of one that is shown
+        lines = [re.sub(rf"{re.escape(path)}(?![\w/-])", _MASK, line) for line in lines]
     return [_masked(line, secrets - {"", "/"}) for line in lines]
 
 

@@ -54,6 +54,7 @@ KILL, POWER, DISK, FLEET = (f"tests/faults/test_{name}.py" for name in ("kill", 
 LIMITER, CONNECTION, SERVER, CERTIFICATE = (
     f"receiver/server/{name}.py" for name in ("limiter", "connection", "server", "certificate")
 )
+STATUS_PAGE = "tests/web/status/test_page.py"
 HOSTILE, RESTART = "tests/e2e/test_hostile.py", "tests/e2e/test_restart.py"
 NO_CAPS = Change(
     LIMITER, "        place = self._place(connection.client_host, now)\n", "{old}        return place.of\n"
@@ -346,6 +347,30 @@ MUTANTS = (
         "a state after END of the same second undoes it",
         ("tests/database/test_views.py::test_every_order_of_arrival",),
         (Change(STREAMS, "place_in_second(old.state)", "place_in_second(new.state)"),),
+    ),
+    Mutant(
+        "the status page under any host name",
+        (f"{STATUS_PAGE}::test_host",),
+        (Change("receiver/web/status/hosts.py", "match = _HOST", "return True\n    {old}"),),
+    ),
+    Mutant(
+        "the status page does not escape",
+        (f"{STATUS_PAGE}::test_hostile_texts",),
+        (Change("receiver/web/status/page.py", "autoescape=True", "autoescape=False"),),
+    ),
+    Mutant(
+        "the status page shows an output's path",
+        (f"{STATUS_PAGE}::test_no_secret",),
+        (
+            Change(
+                "receiver/web/status/view.py", "    try:\n        parts = urlsplit(url", "    return url or ''\n{old}"
+            ),
+        ),
+    ),
+    Mutant(
+        "the status page reads in the event loop",
+        ("tests/web/status/test_outage.py",),
+        (Change("receiver/web/status/reader.py", "daemon=True).start()", "daemon=True).run()"),),
     ),
 )
 
