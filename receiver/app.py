@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import uvloop
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from receiver.journal.journal import Journal
@@ -109,20 +110,23 @@ async def running(settings: Settings, *, now: Callable[[], float] = time.time) -
 
         few = Limits(_OPERATIONS_CONNECTIONS, _OPERATIONS_CONNECTIONS, settings.request_timeout)
         rejections = Rejections(rejections_file(settings.journal), [one.name for one in settings.endpoints])
-        last_hour = LastHour(metrics, now)
-        sources = Sources(
-            settings=settings,
-            metrics=metrics,
-            last_hour=last_hour,
-            check_journal=journal.check,
-            database=lambda: feeder.database,
-            rejections=partial(rejections.latest, _REJECTIONS_SHOWN),
-            explain=partial(advice, endpoints=settings.endpoints, max_body_bytes=settings.max_body_bytes),
-            now=now,
-        )
-        tasks = [asyncio.create_task(last_hour.run())]
-        stack.callback(tasks[-1].cancel)
-        pages = status_routes(sources) if settings.status_page else ()
+        tasks: list[asyncio.Task[None]] = []
+        pages: list[Route] = []
+        if settings.status_page:
+            last_hour = LastHour(metrics, now)
+            tasks.append(asyncio.create_task(last_hour.run()))
+            stack.callback(tasks[-1].cancel)
+            sources = Sources(
+                settings=settings,
+                metrics=metrics,
+                last_hour=last_hour,
+                check_journal=journal.check,
+                database=lambda: feeder.database,
+                rejections=partial(rejections.latest, _REJECTIONS_SHOWN),
+                explain=partial(advice, endpoints=settings.endpoints, max_body_bytes=settings.max_body_bytes),
+                now=now,
+            )
+            pages = status_routes(sources)
         operations = operations_app(metrics.registry, journal.check, pages)
         operations_server = Server(operations, operations_socket, "operations", metrics, limits=few)
         tasks.append(await stack.enter_async_context(operations_server.serving(_OPERATIONS_GRACE)))

@@ -1,10 +1,11 @@
-"""Text from outside, made safe to show to people."""
+"""Texts for people: what comes from outside, made safe to show, and how long something took."""
 
 from __future__ import annotations
 
 import unicodedata
 
 _LONGEST = 200  # characters
+_LONG = 1000  # hours
 
 
 def printable(value: object) -> str:
@@ -16,6 +17,15 @@ def shortened(value: object, longest: int = _LONGEST) -> str:
     """`printable`, and no longer than so many characters."""
     text = str(value)
     return printable(text if len(text) <= longest else text[: longest - 1] + "…")
+
+
+def duration(seconds: float) -> str:
+    """Such as 1:02:03."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours >= _LONG:
+        return "{}d {}h".format(*divmod(hours, 24))
+    return f"{hours}:{minute:02}:{second:02}"
 
 
 def _is_printable(character: str) -> bool:

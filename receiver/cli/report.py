@@ -13,11 +13,11 @@ from rich.text import Text
 from receiver.cli.export import as_csv, as_json
 from receiver.cli.options import config_option, open_database
 from receiver.cli.terminal import terminal
-from receiver.cli.timeline import duration, short_room
+from receiver.cli.timeline import short_room
 from receiver.cli.times import age_or_time
 from receiver.database.insert import Row
 from receiver.database.report import COLUMNS, Period, days_of, report
-from receiver.text import printable
+from receiver.text import duration, printable
 
 _DAYS = 7  # without --since, with today
 _MOST_DAYS = 3660

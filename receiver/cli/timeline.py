@@ -13,13 +13,12 @@ from receiver.database.history import JobHistory, connected_seconds, lasted, las
 from receiver.database.insert import Row
 from receiver.protocol.events import EventType, StreamState
 from receiver.protocol.platform import ENDED, Finding
-from receiver.text import printable
+from receiver.text import duration, printable
 
 _SHORT_ID = 10  # characters of an id, on a terminal: enough to ask for it
 _LONGEST = 200  # characters that a line takes on a terminal
 _BAR = 60  # characters
 _ALL = 0.999  # of a character's time
-_LONG = 1000  # hours
 _PLAYED = (EventType.SHOOT_SCRIPT_SWITCH, EventType.REPLY_COMMAND_FINISH)
 _COLOURS = {StreamState.CONNECTED: "green", StreamState.CONNECTING: "yellow", StreamState.END: "dim"}
 _NOT_CONNECTED = "red"
@@ -199,12 +198,3 @@ def _time(time: datetime) -> str:
 
 def _since(time: datetime, now: datetime) -> float:
     return max((now - time).total_seconds(), 0)
-
-
-def duration(seconds: float) -> str:
-    """Such as 1:02:03."""
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours >= _LONG:
-        return "{}d {}h".format(*divmod(hours, 24))
-    return f"{hours}:{minute:02}:{second:02}"

@@ -18,7 +18,7 @@ from receiver.database.errors import problem_of
 from receiver.database.history import JobHistory, UnknownJobError
 from receiver.database.migration import SchemaError
 from receiver.database.overview import MOST_OF_A_JOB, Overview, job, overview, reading
-from receiver.text import shortened
+from receiver.text import duration, shortened
 from receiver.web.status import figures, view
 from receiver.web.status.figures import Sources
 from receiver.web.status.reader import DEADLINE, SHARED, NotReadError
@@ -46,7 +46,7 @@ class Page:
             lstrip_blocks=True,
         )
         self._templates.filters |= {
-            "seconds": _seconds,
+            "seconds": duration,
             "time": _time,
             "size": _size,
             "lasting": lasting,
@@ -133,13 +133,6 @@ class Page:
         url = make_url(self._sources.settings.database_url)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
             raise SchemaError("there is no database yet")
-
-
-def _seconds(value: float) -> str:
-    """Such as 1:02:03."""
-    minutes, second = divmod(int(value), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}"
 
 
 def _time(value: datetime) -> str:
