@@ -143,5 +143,5 @@ def test_refresh(shown: Shown) -> None:
         page.get_by_title("new").first.wait_for(timeout=60_000)
         page.wait_for_function("window.scrollY === 1000")
         page.get_by_role("link", name="Pause").click()
-        page.get_by_role("link", name="Refresh again").wait_for()
+        page.get_by_role("link", name="Resume").wait_for()
         assert page.locator("meta[http-equiv=refresh]").count() == 0
