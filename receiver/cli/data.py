@@ -12,6 +12,7 @@ from rich.text import Text
 from sqlalchemy import make_url
 
 from receiver.cli.options import config_option, open_database, open_url, read_settings
+from receiver.cli.terminal import terminal
 from receiver.database.copy import copy, count_rows
 from receiver.database.quarantine import retry as retry_quarantined
 from receiver.journal.recovery import Readable, UnreadableError
@@ -95,7 +96,7 @@ def list_quarantine(limit: int, reason: str | None) -> None:
         # As Text, in which brackets are no markup.
         texts = (Text(printable(row[name])) for name in ("endpoint", "reason"))
         table.add_row(str(row["id"]), received, *texts, str(len(row["body"])))
-    Console().print(table if table.row_count else "The quarantine is empty.")
+    terminal().print(table if table.row_count else "The quarantine is empty.")
 
 
 @quarantine.command()

@@ -366,26 +366,30 @@ def test_a_name_that_is_none() -> None:
     assert "https://a..b: " in failed(invoke("send", "--to", "https://a..b/"))
 
 
-def test_the_quarantine_controls_no_terminal(folder: Path) -> None:
+def listed(endpoint: str, reason: str) -> list[str]:
+    """The lines in which a row of the quarantine is listed."""
+    with closing(Database("sqlite:///receiver.db")) as database:
+        database.migrate()
+        now = datetime.now(UTC)
+        row = {"sent_at": now, "received_at": now, "digest": b"1", "body": b""}
+        database.store([], [row | {"endpoint": endpoint, "reason": reason}])
+    result = invoke("quarantine", "list", RECEIVER_KEY=KEY, RECEIVER_DATABASE_URL="sqlite:///receiver.db")
+    return result.output.splitlines()[1:]
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_quarantine_controls_no_terminal() -> None:
     """What others have written into the database is shown as it is, without markup and control characters."""
-    database = Database("sqlite:///receiver.db")
-    database.migrate()
-    now = datetime.now(UTC)
-    row = {
-        "endpoint": "[red]a\x1b[2J",
-        "sent_at": now,
-        "received_at": now,
-        "digest": b"1",
-        "body": b"",
-        "reason": "\u202e",
-    }
-    database.store([], [row])
-    database.close()
-    listed = invoke(
-        "quarantine", "list", RECEIVER_KEY=KEY, RECEIVER_DATABASE_URL=f"sqlite:///{folder}/receiver.db"
-    ).output
-    assert "[red]a�[2J" in listed
-    assert all(line.isprintable() for line in listed.splitlines())
+    (line,) = listed("[red]a\x1b[2J", "\u202e")
+    assert "[red]a�[2J" in line
+    assert line.isprintable()
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_quarantine_in_a_pipe() -> None:
+    """Where it is printed to no terminal, a row is a line, with whole names."""
+    (line,) = listed("e" * 64, "unstorable_text")
+    assert line.split()[3:5] == ["e" * 64, "unstorable_text"]
 
 
 def test_quarantine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,8 +406,8 @@ def test_quarantine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         huge = SAMPLE.replace(b"REPLY_COMMAND_FINISH", b"OTHER")
         database.store([], [row | {"body": SAMPLE}, row | {"digest": b"2", "body": huge}])
         database.close()
-        listed = invoke("quarantine", "list").output
-        assert sorted(line.split()[4] for line in listed.splitlines()[1:]) == [
+        lines = invoke("quarantine", "list").output.splitlines()
+        assert sorted(line.split()[4] for line in lines[1:]) == [
             "not_json",
             "not_json",
             "not_json",
