@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, LargeBinary, Select, Table, Text, bindparam, cast, column, func, select
@@ -66,8 +67,9 @@ def rows_from_json(table: Table, names: Sequence[str]) -> Select[Any]:
 
 
 def rows_as_json(rows: Sequence[Row]) -> str:
-    """The rows as `rows_from_json` reads them."""
-    return json.dumps(rows, ensure_ascii=False, default=_as_json)
+    """The rows as `rows_from_json` reads them: what is left out is NULL there, and most columns of an event are."""
+    given = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    return json.dumps(given, ensure_ascii=False, default=_as_json)
 
 
 def _as_json(value: datetime | bytes) -> str:
@@ -76,12 +78,14 @@ def _as_json(value: datetime | bytes) -> str:
 
 def _insert_sqlite(connection: Connection, table: Table, rows: Mapping[Key, Row]) -> set[Key]:
     # The driver's own loop. This transaction is the only one that writes, so the new rows are those with new ids.
-    names = [column.name for column in table.columns if column.name != "id"]
+    # By position, because it looks up each name in each row anew.
+    names = [column.name for column in table.columns if column.name not in ("id", *_TIMES)]
+    others = itemgetter(*names)
     last = connection.scalar(select(func.max(table.c.id))) or 0
     inserted = connection.exec_driver_sql(
-        f"INSERT INTO {table.name} ({', '.join(names)}) VALUES (:{', :'.join(names)})"  # noqa: S608 (our own names)
-        " ON CONFLICT DO NOTHING",
-        [row | {name: _as_sqlite_text(row[name]) for name in _TIMES} for row in rows.values()],
+        f"INSERT INTO {table.name} ({', '.join((*_TIMES, *names))})"  # noqa: S608 (our own names)
+        f" VALUES ({', '.join('?' * (len(_TIMES) + len(names)))}) ON CONFLICT DO NOTHING",
+        [(_as_sqlite_text(row["sent_at"]), _as_sqlite_text(row["received_at"]), *others(row)) for row in rows.values()],
     )
     if inserted.rowcount == len(rows):
         return set(rows)
@@ -91,4 +95,4 @@ def _insert_sqlite(connection: Connection, table: Table, rows: Mapping[Key, Row]
 
 def _as_sqlite_text(time: datetime) -> str:
     # As SQLAlchemy writes times, and SQLite's date functions read them.
-    return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    return time.astimezone(UTC).isoformat(" ", "microseconds").removesuffix("+00:00")

@@ -83,13 +83,14 @@ class Event(NamedTuple):
     product_title: str | None = None
 
 
+_IDS = ("room_id", "job_id")
 _FIELDS: dict[str, tuple[str, ...]] = {
-    EventType.SHOOT_SCRIPT_SWITCH: ("scene_script_name", "shoot_script_sequence_no", "shoot_script_title"),
-    EventType.RTMP_STREAM_STATE_CHANGE: ("output_url", "stream_key", "state"),
-    EventType.REPLY_COMMAND_FINISH: ("reply_id",),
+    EventType.SHOOT_SCRIPT_SWITCH: (*_IDS, "scene_script_name", "shoot_script_sequence_no", "shoot_script_title"),
+    EventType.RTMP_STREAM_STATE_CHANGE: (*_IDS, "output_url", "stream_key", "state"),
+    EventType.REPLY_COMMAND_FINISH: (*_IDS, "reply_id"),
 }
 # Without these an event says nothing: which job it is about, and what a stream's state is.
-_REQUIRED = frozenset({"job_id", "state"})
+_REQUIRED = ("job_id", "state")
 _NAMES = frozenset({"room_id", "job_id", "state", "reply_id", "live_id", "product_id"})
 # What a paragraph's event tells of the product where a live platform is connected: in the vendor's SDK's words
 # (RelationProductInfo, PlatformLiveInfo), or in Meituan's. Where in the message is not published.
@@ -114,13 +115,13 @@ def parse(body: bytes) -> Event:
         message = _load_message(message)
     if not isinstance(message, dict):
         raise EventError(Reason.INVALID_MESSAGE, "message is neither a JSON object nor a string that holds one")
-    if event_type not in _FIELDS:
-        room_id, job_id = (_text_or_none(message, name, LONGEST_NAME) for name in ("room_id", "job_id"))
+    names = _FIELDS.get(event_type)
+    if names is None:
+        room_id, job_id = (_text_or_none(message, name, LONGEST_NAME) for name in _IDS)
         return Event(event_type, room_id, job_id)
-    names = ("room_id", "job_id", *_FIELDS[event_type])
     fields = {name: _field(message, name) for name in names}
-    for name in names:
-        if name in _REQUIRED and fields[name] is None:
+    for name in _REQUIRED:
+        if name in names and fields[name] is None:
             raise EventError(Reason.MISSING_FIELD, f"{name} is missing")
     if event_type == EventType.SHOOT_SCRIPT_SWITCH:
         fields |= _product(message)

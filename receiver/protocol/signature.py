@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 SECRET_HEADER = "x-hw-mss-secret"  # noqa: S105 (a header's name)
@@ -132,8 +132,7 @@ LIKELIEST_FORM = "host-sorted-hex"
 AUTO = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(NamedTuple):
     """What is known of an authentic request: when it was signed, as which text, in which form, by which key."""
 
     sent_at: float
@@ -192,13 +191,13 @@ class Verifier:
         # Percent-encoding at most triples a byte; the rest is room for hwSecret and hwTime. Longer ones are not read.
         self._longest_query = 3 * len(self._own_query) + 512
         forms = FORMS.values() if form == AUTO else [FORMS[form]]
-        macs: dict[tuple[str, bytes, bool], tuple[str, Form, hmac.HMAC]] = {}
+        macs: dict[tuple[str, bytes, bool], tuple[str, Form, str, hmac.HMAC]] = {}
         for name, key in zip(("current", "previous"), keys, strict=False):
             for one in forms:
                 text = one.signed_url(url)
                 mac = hmac.new(key.encode(), text, "sha256")
                 # Without several parameters sorted and registered are the same text: tried, and counted, once.
-                macs.setdefault((name, text, one.hex_time), (name, one, mac))
+                macs.setdefault((name, text, one.hex_time), (name, one, one.name, mac))
         self._macs = tuple(macs.values())
 
     def verify(self, query: bytes, headers: Iterable[tuple[bytes, bytes]], now: float) -> Verified:
@@ -231,11 +230,11 @@ class Verifier:
 
     def _match(self, secret: bytes, time_text: bytes) -> Verified:
         sent_at, given = _posix_seconds(time_text), bytes.fromhex(secret.decode())
-        for key, form, url_mac in self._macs:
+        for key, form, form_name, url_mac in self._macs:
             mac = url_mac.copy()
             mac.update(form.signed_time(time_text))
             if hmac.compare_digest(mac.digest(), given):
-                return Verified(sent_at, time_text, form.name, key)
+                return Verified(sent_at, time_text, form_name, key)
         raise WrongSignatureError
 
     def _signed_at(self, secret: bytes, time_text: bytes) -> float | None:

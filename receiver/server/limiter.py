@@ -131,8 +131,10 @@ class ConnectionLimiter(Generic[_Connection]):
         self._known_at[place.address] = now
         if len(self._known_at) > _MOST_ADDRESSES:
             del self._known_at[next(iter(self._known_at))]
+        if place.of is Class.AUTHENTICATED:  # as after nearly each callback
+            return
         place = place._replace(of=Class.AUTHENTICATED)
-        if place != self.connections[connection] and self._make_room(place, now):
+        if self._make_room(place, now):
             self._leave(connection)
             self._enter(connection, place)
 
