@@ -245,7 +245,7 @@ def test_no_receiver(reconcile: Reconcile, stub: Stub) -> None:
 def test_no_region(receiver: Receiver, database_environ: dict[str, str]) -> None:
     """A wrong usage is said also while nothing is compared, so that a timer that can never do anything is seen."""
     receiver.up = 0
-    command = ["reconcile", "--metrics", f"http://127.0.0.1:{receiver.port}/metrics"]
+    command = ["reconcile", "--metrics", f"http://{receiver.address}/metrics"]
     result = CliRunner().invoke(main, command, env=database_environ)
     assert result.exit_code == 2
     assert "--region: name the region" in result.output
