@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: run demo quick test lint faults fuzz mutants bench lock clean
+.PHONY: run demo quick test lint faults fuzz mutants bench picture lock clean
 
 run: .venv/installed
 	@test -e receiver.toml || $(BIN)/receiver init
@@ -51,6 +51,10 @@ mutants: .venv/developed
 # One table of figures and ratios, in about a quarter of an hour; needs wrk.
 bench: .venv/developed
 	$(BIN)/python -m tests.bench
+
+# Take the README's picture of the status page; needs Debian's chromium, and fonts for Chinese.
+picture: .venv/developed
+	$(BIN)/python -m tests.helpers.picture
 
 # Pin, with hashes, what pyproject.toml asks for: what is pinned already stays, unless UPGRADE=--upgrade.
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command='make lock' $(UPGRADE)

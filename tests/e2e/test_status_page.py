@@ -15,6 +15,7 @@ from receiver.protocol.events import EventType, StreamState
 from receiver.tools.sender import body_of
 from tests.helpers.browser import Look, chromium, opened, resize, too_wide, violations
 from tests.helpers.livestreams import Night, running_at_night
+from tests.helpers.picture import picture
 from tests.helpers.receiver import Process
 
 WIDTHS = (360, 768, 1600)
@@ -145,3 +146,10 @@ def test_refresh(shown: Shown) -> None:
         page.get_by_role("link", name="Pause").click()
         page.get_by_role("link", name="Resume").wait_for()
         assert page.locator("meta[http-equiv=refresh]").count() == 0
+
+
+def test_picture(shown: Shown) -> None:
+    """What `make picture` writes is a PNG small enough for the README."""
+    taken = picture(shown.browser, shown.receiver)
+    assert taken.startswith(b"\x89PNG")
+    assert len(taken) < 150_000
