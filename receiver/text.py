@@ -10,7 +10,7 @@ _LONG = 1000  # hours
 
 def printable(value: object) -> str:
     """The text of `value` with each character that could control a terminal, or turn the text round, as U+FFFD."""
-    return "".join(character if _is_printable(character) else "\ufffd" for character in str(value))
+    return "".join(map(_shown, str(value)))
 
 
 def shortened(value: object, longest: int = _LONGEST) -> str:
@@ -28,6 +28,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}"
 
 
-def _is_printable(character: str) -> bool:
-    # Chinese titles have blanks of their own, which Python does not call printable.
-    return character.isprintable() or unicodedata.category(character) == "Zs"
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    # Chinese titles have blanks of their own.
+    return " " if unicodedata.category(character) == "Zs" else "\ufffd"
