@@ -274,6 +274,8 @@ class Connection(HttpToolsProtocol):
             return
         if not reads:
             self.transport.close()
+            if self.scheme == "https":  # it would read on, without a pause, until the client says that it closes too
+                self.loop.call_later(_DRAIN_PAUSE, self.transport.abort)
             return
         self.flow.resume_reading()
         self.loop.call_later(_DRAIN_PAUSE, self._drain, reads - 1)

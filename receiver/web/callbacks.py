@@ -18,7 +18,7 @@ from prometheus_client import Counter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from receiver.addresses import Network, client_address
 from receiver.delivery import Delivery, NotDurableError
@@ -177,15 +177,21 @@ class Callback:
     async def _keep_stale(
         self, length: int, receive: Receive, received_at: float, verified: Verified, quarantine_reason: str
     ) -> NoReturn:
-        """Keep a delivery that is not accepted, within bounds."""
+        """Keep a delivery that is not accepted, within bounds. What was read of it counts, also where it has no end."""
         if not self._stale_bytes.take(length + _STALE_EXTRA_BYTES):
             raise _RejectedError(quarantine_reason)
-        kept = 0
+        unread = length
+
+        async def receive_counted() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread -= len(message.get("body", b""))
+            return message
+
         try:
             if self._memory.take(length, is_stale=True):
                 try:
-                    body = await self._read_body(receive)
-                    kept = len(body)
+                    body = await self._read_body(receive_counted)
                     delivery = Delivery(
                         self._name, received_at, verified.sent_at, verified.time_text, body, quarantine_reason
                     )
@@ -194,7 +200,7 @@ class Callback:
                 finally:
                     self._memory.give_back(length)
         finally:
-            self._stale_bytes.give_back(length - kept)
+            self._stale_bytes.give_back(max(0, unread))
         raise _RejectedError(quarantine_reason)
 
     def _verify(self, scope: Scope, now: float) -> tuple[Verified, str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.helpers.receiver import SAMPLES, Process, running, wait_until
 
 SAMPLE = SAMPLES["SHOOT_SCRIPT_SWITCH"]
 PROXIED = "203.0.113.9"
+LIMIT = 2**20  # of a body: the default of max_body_bytes
+MOST_DRAINED = 32 * 2**20  # of one connection, with what the kernel takes for it
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "TLS"])
@@ -77,6 +80,32 @@ def test_a_body_without_an_end_is_not_read(receiver: Process, status: int) -> No
 
         wait_until(is_cut_off, "the end")
     assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_a_body_without_an_end_costs_no_core(receiver: Process) -> None:
+    """One client who goes on sending chunks of one byte after its answers takes little of the processor."""
+    chunks = b"1\r\nx\r\n" * 10_000
+    began, used, sent = time.monotonic(), receiver.processor_seconds(), 0
+    for status in (401, 404, 405):
+        with receiver.connect() as connection, suppress(OSError):
+            connection.sendall(head(receiver, status, "Transfer-Encoding: chunked"))
+            while True:
+                sent += connection.send(chunks)
+    assert sent < 3 * MOST_DRAINED
+    assert receiver.processor_seconds() - used < (time.monotonic() - began) / 4
+
+
+def test_an_accepted_body_in_chunks_of_one_byte(receiver: Process) -> None:
+    """A body of the greatest length in chunks of one byte is stored whole; four times as long costs not much more."""
+    took = []
+    for size in (LIMIT // 4, LIMIT):
+        body = SAMPLE + b" " * (size - len(SAMPLE))
+        used = receiver.processor_seconds()
+        raw = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+        assert receiver.exchange(head(receiver, 413, "Transfer-Encoding: chunked") + raw).startswith(b"HTTP/1.1 200 ")
+        took.append(max(receiver.processor_seconds() - used, 0.05))
+        assert receiver.rows("SELECT 1 FROM events WHERE CAST(body AS BLOB) = ?", body)
+    assert took[1] < 10 * took[0]
 
 
 def test_a_large_body_does_not_hide_the_answer(receiver: Process) -> None:

@@ -58,12 +58,6 @@ def open_files(receiver: Process) -> int:
     return len(list(Path(f"/proc/{receiver.process.pid}/fd").iterdir()))
 
 
-def cpu_seconds(receiver: Process) -> float:
-    """What the process that answers has used."""
-    fields = Path(f"/proc/{receiver.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @contextmanager
 def besieged(folder: Path, *, tls: bool) -> Iterator[Process]:
     """A receiver with little memory, of which is seen that nothing is left of an attack when it is over."""
@@ -80,9 +74,9 @@ def besieged(folder: Path, *, tls: bool) -> Iterator[Process]:
         wait_until(lambda: open_files(receiver) <= files + 2, "the end of their files")
         if SECONDS:
             time.sleep(REST)
-            used = cpu_seconds(receiver)
+            used = receiver.processor_seconds()
             time.sleep(REST / 4)
-            assert cpu_seconds(receiver) - used < REST / 4 / 10  # of a core
+            assert receiver.processor_seconds() - used < REST / 4 / 10  # of a core
         assert receiver.stop() == 0
         assert "Traceback" not in receiver.log
 

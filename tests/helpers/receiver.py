@@ -142,6 +142,11 @@ class Process:
         found: str = wait_until(lambda: children.read_text().strip(), "a worker")
         return int(found.rsplit(maxsplit=1)[-1])
 
+    def processor_seconds(self) -> float:
+        """What the process that answers has used of a processor."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     @property
     def log(self) -> str:
         """What it has logged."""

@@ -47,7 +47,9 @@ class Request:
         at: float | None = None,
         memory: BodyMemory | None = None,
         headers: list[tuple[bytes, bytes]] | None = None,
+        is_cut_off: bool = False,
     ) -> None:
+        self._is_cut_off = is_cut_off
         self.received = 0  # how often a piece of the body was asked for
         self._headers = [(b"content-length", b"%d" % len(BODY))] if headers is None else headers
         metrics = Metrics()
@@ -81,7 +83,11 @@ class Request:
 
     async def _receive(self) -> Message:
         self.received += 1
-        return {"type": "http.request", "body": BODY}
+        if not self._is_cut_off:
+            return {"type": "http.request", "body": BODY}
+        if self.received % 2:
+            return {"type": "http.request", "body": b"x" * (LIMIT // 2), "more_body": True}
+        return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
@@ -167,6 +173,18 @@ def test_stale_deliveries_count_for_what_they_have() -> None:
 
     asyncio.run(run())
     assert len(inbox.kept) == 100
+
+
+def test_stale_deliveries_that_are_cut_off_count_too() -> None:
+    """With an old signature and bodies that do not end, nobody has more read than may be kept."""
+    request = Request(Inbox(), at=time.time() - AN_HOUR, headers=CHUNKED, is_cut_off=True)
+
+    async def run() -> None:
+        for _ in range(40):
+            assert await request.run() == 401
+
+    asyncio.run(run())
+    assert 20 < request.received // 2 <= 32
 
 
 def test_stale_deliveries_that_are_not_kept_are_not_read() -> None:
