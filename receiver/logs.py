@@ -10,6 +10,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from receiver.text import escaped
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
 
 _MOST_MESSAGES = 1000  # to remember
@@ -51,17 +53,22 @@ class JSONFormatter(logging.Formatter):
         fields |= _details(record)
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False, default=str)
+        return escaped(json.dumps(fields, ensure_ascii=False, default=str))
 
 
 class HumanFormatter(logging.Formatter):
     """The same for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time, level, event, then the event's own fields as name=value."""
+        """Time, level, event, then the event's own fields as name=value.
+
+        A traceback is below it, indented, so that nothing in it looks like another event.
+        """
         details = "  ".join(f"{name}={value}" for name, value in _details(record).items())
-        line = f"{_time(record)[11:19]} {record.levelname.lower():7} {record.getMessage()}  {details}".rstrip()
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        lines = [f"{_time(record)[11:19]} {record.levelname.lower():7} {record.getMessage()}  {details}".rstrip()]
+        if record.exc_info:
+            lines += [f"  {line}" for line in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(map(escaped, lines))
 
 
 def set_up(stream: TextIO = sys.stderr) -> None:

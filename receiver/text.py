@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 _LONGEST = 200  # characters
@@ -11,6 +12,13 @@ _LONG = 1000  # hours
 def printable(value: object) -> str:
     """The text of `value` with each character that could control a terminal, or turn the text round, as U+FFFD."""
     return "".join(map(_shown, str(value)))
+
+
+def escaped(text: str) -> str:
+    """`text` with each character that could control a terminal, or end a line, written as JSON writes it."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
 
 
 def shortened(value: object, longest: int = _LONGEST) -> str:

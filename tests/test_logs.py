@@ -3,9 +3,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import pty
+import re
+import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,20 @@ def record(
     )
     made.created = 1725928200.1239
     return made
+
+
+# Each would change what a terminal shows after it, or what is taken for a line.
+HARMFUL = [
+    "two\nlines",
+    "x\r\n00:30:00 info    started",
+    "\x1b[31mred",
+    "\x1b]0;title\x07",
+    "\x9b31mred",
+    "\x7f\x08",
+    "\u202eright to left\u2066",
+    "\u2028\x85",
+    "\udcff",
+]
 
 
 def with_traceback() -> logging.LogRecord:
@@ -49,15 +68,13 @@ def test_json_line() -> None:
     assert "商品1" in line
 
 
-@pytest.mark.parametrize(
-    "value", ["two\nlines", 'a "quoted" word', "\x1b[31mred", b"\xff", {"a": [1]}, float("nan"), None]
-)
+@pytest.mark.parametrize("value", [*HARMFUL, 'a "quoted" word', b"\xff", {"a": [1]}, float("nan"), None])
 def test_json_line_is_one_line(value: Any) -> None:
-    """Whatever a field holds, the line is one line and is read back."""
+    """Whatever a field holds, the line is one line that controls no terminal, and is read back."""
     line = JSONFormatter().format(record(value=value))
-    assert len(line.splitlines()) == 1
-    assert "\x1b" not in line
-    assert "value" in json.loads(line)
+    assert line.isprintable()
+    read = json.loads(line)["value"]
+    assert read == value or not isinstance(value, str)
 
 
 def test_json_traceback() -> None:
@@ -75,10 +92,46 @@ def test_human_line() -> None:
 
 
 def test_human_traceback() -> None:
-    """A traceback follows below its line."""
+    """A traceback follows below its line, indented."""
     first, *rest = HumanFormatter().format(with_traceback()).splitlines()
     assert first == "00:30:00 error   crashed"
     assert "ZeroDivisionError" in rest[-1]
+    assert all(line.startswith("  ") for line in rest)
+
+
+PROGRAM = """
+import logging
+from receiver.logs import set_up
+
+set_up()
+logger = logging.getLogger("receiver.test")
+for text in {harmful!a}:
+    logger.warning("said %s", text, extra={{"value": text, "values": [text]}})
+    try:
+        raise ValueError(text)
+    except ValueError:
+        logger.exception("crashed")
+"""
+
+
+def test_on_a_terminal() -> None:
+    """Nothing that comes from outside controls the terminal, turns text round, or looks like another line."""
+    own, other = pty.openpty()
+    command = [sys.executable, "-c", PROGRAM.format(harmful=HARMFUL)]
+    with subprocess.Popen(command, stderr=other) as process:
+        os.close(other)
+        shown = b""
+        with suppress(OSError):  # which a terminal's end is
+            while chunk := os.read(own, 65536):
+                shown += chunk
+    os.close(own)
+    assert process.returncode == 0
+    lines = shown.decode().split("\r\n")
+    assert all(line.isprintable() for line in lines)
+    begins = [line for line in lines if line and not line.startswith("  ")]
+    assert [re.sub(r"^[0-9:]{8} (\w+) .*", r"\1", line) for line in begins] == ["warning", "error"] * len(HARMFUL)
+    for text in HARMFUL:
+        assert f"  value={json.dumps(text)[1:-1]}  " in shown.decode()
 
 
 class Clock:

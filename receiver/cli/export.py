@@ -9,15 +9,15 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from receiver.text import printable
+from receiver.text import escaped, printable
 
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a text that begins so
 
 
 def as_json(value: object, *, indent: int | None = 2) -> str:
     """JSON, without indent in one line. What would control a terminal is escaped, so that it may be printed on one."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_time)
-    return "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
+    lines = json.dumps(value, ensure_ascii=False, indent=indent, default=_time).split("\n")
+    return "\n".join(map(escaped, lines))
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
