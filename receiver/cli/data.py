@@ -18,6 +18,7 @@ from receiver.database.quarantine import retry as retry_quarantined
 from receiver.journal.recovery import Readable, UnreadableError
 from receiver.projector import recovery
 from receiver.projector.store import Store
+from receiver.projector.suspects import Suspects
 from receiver.settings.database_url import database_url
 from receiver.settings.parsers import InvalidValueError
 from receiver.text import printable
@@ -71,7 +72,7 @@ def recover(file: Path) -> None:
     read = stored = 0
     try:
         source = Readable(file)
-        for count, outcome in recovery.recover(source, Store(open_database())):
+        for count, outcome in recovery.recover(file, source, Suspects(Store(open_database()))):
             read, stored = read + count, stored + outcome.new
     except UnreadableError as error:
         raise click.ClickException(printable(f"{file} cannot be read: {error}")) from error

@@ -53,6 +53,11 @@ def mark_recovered(damaged: Path) -> Path:
     return damaged.rename(target)
 
 
+def journal_of(damaged: Path) -> Path:
+    """The journal that a damaged file was; itself where it has no such name."""
+    return damaged.with_name(damaged.name.rpartition(_DAMAGED)[0] or damaged.name)
+
+
 def wal_of(path: Path) -> Path:
     """Where SQLite keeps the WAL of a file."""
     return Path(f"{path}-wal")

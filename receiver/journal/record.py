@@ -57,18 +57,23 @@ def encode(deliveries: Iterable[Delivery]) -> bytes:
 
 
 def decode(data: bytes) -> list[Delivery]:
-    """The deliveries that `encode` made bytes of."""
+    """The deliveries that `encode` made bytes of; raises `DamagedError` where it did not."""
     found: list[Delivery] = []
     at = 0
-    while at < len(data):
-        received_at, sent_at, *lengths = _HEAD.unpack_from(data, at)
-        at += _HEAD.size
-        texts: list[bytes] = []
-        for length in lengths:
-            texts.append(data[at : at + length])
-            at += length
-        endpoint, reason, time_text, body = texts
-        found.append(Delivery(endpoint.decode(), received_at, sent_at, time_text, body, reason.decode() or None))
+    try:
+        while at < len(data):
+            received_at, sent_at, *lengths = _HEAD.unpack_from(data, at)
+            at += _HEAD.size
+            texts: list[bytes] = []
+            for length in lengths:
+                texts.append(data[at : at + length])
+                at += length
+            endpoint, reason, time_text, body = texts
+            found.append(Delivery(endpoint.decode(), received_at, sent_at, time_text, body, reason.decode() or None))
+    except (struct.error, UnicodeDecodeError) as error:
+        raise DamagedError("a record holds no deliveries") from error
+    if at > len(data):
+        raise DamagedError("a record ends within a delivery")
     return found
 
 

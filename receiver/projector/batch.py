@@ -7,7 +7,7 @@ from typing import NamedTuple
 from receiver.journal.record import decode, encode
 from receiver.projector.messages import Kind
 
-_MOST_DEATHS = 3  # of workers, before a batch is taken to be the cause
+MOST_DEATHS = 3  # of workers, before a batch is taken to be the cause
 
 
 class Batch(NamedTuple):
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 def after_death(batch: Batch) -> list[Batch]:
     """What to try instead of a batch whose storing has just ended a worker: at last, nothing of it."""
     deaths = batch.deaths + 1
-    if deaths < _MOST_DEATHS:
+    if deaths < MOST_DEATHS:
         return [batch._replace(deaths=deaths)]
     deliveries = decode(batch.payload)
     if len(deliveries) > 1:

@@ -11,12 +11,12 @@ import logging
 import random
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from receiver.delivery import Delivery, NotDurableError
+from receiver.delivery import NotDurableError
 from receiver.journal.journal import Journal
 from receiver.journal.record import Record, decode, encode
 from receiver.metrics import Metrics
@@ -54,7 +54,9 @@ class Feeder:
         self._worker: WorkerProcess | None = None
         self._has_worked = False  # the worker
         self._has_begun = False  # to store the first of what is on the way
-        self._aside: set[bytes] = set()  # digests of what has ended workers, and is not to be stored as others are
+        self._aside: set[str] = set()  # digests of what has ended workers, and is not to be stored as others are
+        self._recovering: list[str] = []  # digests of what the worker stores of a damaged journal
+        self._deaths: Counter[str] = Counter()  # of workers while they did, by digest
         self._is_up: bool | None = None  # the database, as far as known
         self._changed_at = time.time()
         self._on_the_way: deque[Batch] = deque()
@@ -133,21 +135,24 @@ class Feeder:
             if not instead:
                 (delivery,) = decode(ended_it.payload)
                 path = await self._persistently(lambda: self._journal.put_aside(delivery))
-                self._note_aside(delivery, str(path))
+                self._note_aside(delivery.endpoint, delivery.digest.hex(), str(path))
                 await self._persistently(lambda: self._journal.store(ended_it.last_id))
         self._has_begun = False
+        self._deaths.update(self._recovering)
+        self._recovering = []
         self._to_repeat.extendleft(reversed(self._on_the_way))
         self._on_the_way.clear()
         # The worker stores one after the other: only the first may be in the database.
         if self._to_repeat and self._to_repeat[0].kind is Kind.BATCH:
             self._to_repeat[0] = self._to_repeat[0]._replace(kind=Kind.BATCH_AGAIN)
 
-    def _note_aside(self, delivery: Delivery, where: str) -> None:
-        self._aside.add(delivery.digest)
-        details = {"endpoint": delivery.endpoint, "digest": delivery.digest.hex(), "moved_to": where}
+    def _note_aside(self, endpoint: str, digest: str, moved_to: str) -> None:
+        self._aside.add(digest)
+        details = {"endpoint": endpoint, "digest": digest, "moved_to": moved_to}
         logger.error("delivery that ends the projector put aside", extra=details)
 
     async def _feed(self, worker: WorkerProcess) -> None:
+        await worker.send(Kind.SUSPECTS, in_json({"deaths": self._deaths, "aside": [*self._aside]}))
         for path in self._damaged:
             await worker.send(Kind.DAMAGED, in_json(str(path)))
         while True:
@@ -203,7 +208,7 @@ class Feeder:
             return None
         batch = _batch(Kind.BATCH_KEPT, records)
         if self._aside:
-            others = (one for one in decode(batch.payload) if one.digest not in self._aside)
+            others = (one for one in decode(batch.payload) if one.digest.hex() not in self._aside)
             batch = batch._replace(payload=encode(others))
         return batch
 
@@ -222,6 +227,10 @@ class Feeder:
         """Count what the worker reports, and note what it has stored."""
         if "begins" in report:
             self._has_begun = True
+        if "recovers" in report:
+            self._recovering = report["recovers"]
+        if "aside" in report:
+            self._note_aside(**report["aside"])
         if "outcome" in report:
             outcome = Outcome.from_json(report["outcome"])
             if report.get("batch"):
@@ -271,7 +280,7 @@ class Feeder:
             await self._persistently(lambda: self._journal.store(batch.last_id))
         if batch.kind is Kind.BATCH_UNPARSED:
             for delivery in decode(batch.payload):
-                self._note_aside(delivery, "quarantine")
+                self._note_aside(delivery.endpoint, delivery.digest.hex(), "quarantine")
 
     async def _persistently(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Do what needs the journal's disk until that works."""

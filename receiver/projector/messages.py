@@ -20,6 +20,7 @@ class Kind(IntEnum):
     BATCH_KEPT = 5  # which was stored, and may be lost
     REPORT = 6  # from the worker
     BATCH_UNPARSED = 7  # which goes to quarantine as it is: to store it otherwise has ended workers
+    SUSPECTS = 8  # how many workers have ended with which deliveries of damaged journals, and what was put aside
 
 
 BATCHES = (Kind.BATCH, Kind.BATCH_AGAIN, Kind.BATCH_KEPT, Kind.BATCH_UNPARSED)

@@ -10,11 +10,11 @@ from queue import SimpleQueue
 
 from receiver.database.errors import problem_of
 from receiver.delivery import Delivery
-from receiver.journal.damaged import mark_recovered
+from receiver.journal.damaged import journal_of, mark_recovered
 from receiver.journal.recovery import Readable, UnreadableError
-from receiver.projector.messages import ClosedError, Kind
+from receiver.projector.messages import ClosedError
 from receiver.projector.outcome import Outcome
-from receiver.projector.store import Store
+from receiver.projector.suspects import Suspects
 
 logger = logging.getLogger(__name__)
 
@@ -22,25 +22,26 @@ _BATCH = 100  # deliveries, which may be of a MiB each
 _PAUSE = 30.0  # seconds after a failure
 
 
-def recover(source: Readable, store: Store) -> Iterator[tuple[int, Outcome]]:
+def recover(path: Path, source: Readable, suspects: Suspects) -> Iterator[tuple[int, Outcome]]:
     """Bring a journal file into the database; yields how many deliveries were read and what became of them, by batch.
 
     It can be broken off and done again: what is stored already stays once. Raises `UnreadableError`.
     """
-    for batch in _batches(source):
-        # Some may have been stored before the damage: as with what was kept, nobody knows.
-        yield len(batch), store.store(batch, Kind.BATCH_KEPT)
+    for batch in _batches(source, suspects):
+        yield len(batch), suspects.store(batch, journal_of(path))
 
 
-def _batches(source: Readable) -> Iterator[list[Delivery]]:
+def _batches(source: Readable, suspects: Suspects) -> Iterator[list[Delivery]]:
     batch: list[Delivery] = []
     problem: UnreadableError | None = None
     try:
         for one in source:
-            batch.append(one)
-            if len(batch) == _BATCH:
+            if suspects.is_aside(one):
+                continue
+            if batch and (len(batch) == _BATCH or suspects.is_alone(batch[-1]) or suspects.is_alone(one)):
                 yield batch
                 batch = []
+            batch.append(one)
     except UnreadableError as error:  # which may come after deliveries
         problem = error
     if batch:
@@ -49,7 +50,7 @@ def _batches(source: Readable) -> Iterator[list[Delivery]]:
         raise problem
 
 
-def recover_all(damaged: SimpleQueue[Path], store: Store, tell: Callable[[Outcome], None]) -> Iterator[bool]:
+def recover_all(damaged: SimpleQueue[Path], suspects: Suspects, tell: Callable[[Outcome], None]) -> Iterator[bool]:
     """Recover the files that come in a queue, and mark them as recovered; yields after each batch, and while idle.
 
     Each batch's outcome is told.
@@ -64,7 +65,7 @@ def recover_all(damaged: SimpleQueue[Path], store: Store, tell: Callable[[Outcom
         source = Readable(path)
         counts = {"read": 0, "stored": 0}
         try:
-            for read, outcome in recover(source, store):
+            for read, outcome in recover(path, source, suspects):
                 tell(outcome)
                 counts = {"read": counts["read"] + read, "stored": counts["stored"] + outcome.new}
                 yield True

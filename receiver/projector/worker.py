@@ -33,6 +33,7 @@ from receiver.projector.messages import BATCHES, ClosedError, Kind
 from receiver.projector.outage import Outages
 from receiver.projector.recovery import recover_all
 from receiver.projector.store import Store
+from receiver.projector.suspects import Suspects
 from receiver.settings.database_url import UrlInFile
 
 _NICE = 10  # so that it does not keep a processor from the callbacks
@@ -57,8 +58,9 @@ class Worker:
         self._store = Store(self._database)
         self._batch: tuple[Kind, bytes] | None = None
         self._damaged: SimpleQueue[Path] = SimpleQueue()
+        self._suspects = Suspects(self._store, channel.send)
         self._recovery = recover_all(
-            self._damaged, self._store, lambda outcome: channel.send(outcome=outcome.to_json())
+            self._damaged, self._suspects, lambda outcome: channel.send(outcome=outcome.to_json())
         )
         self._has_more = True  # than to wait for the feeder
         self._schema_is_right = False
@@ -106,6 +108,8 @@ class Worker:
         message = self._channel.receive(max(0, timeout))
         if message is not None and message[0] in BATCHES:
             self._batch = message
+        elif message is not None and message[0] is Kind.SUSPECTS:
+            self._suspects.note(**json.loads(message[1]))
         elif message is not None:
             self._damaged.put(Path(json.loads(message[1])))
 

@@ -252,7 +252,17 @@ MUTANTS = (
     Mutant(
         "a delivery that ends the worker blocks all behind it",
         ("tests/projector/test_worker.py::test_delivery_that_ends_the_worker",),
-        (Change("receiver/projector/batch.py", "if deaths < _MOST_DEATHS:", "if True:"),),
+        (Change("receiver/projector/batch.py", "if deaths < MOST_DEATHS:", "if True:"),),
+    ),
+    Mutant(
+        "a delivery of a damaged journal ends the worker again and again",
+        ("tests/projector/test_suspects.py::test_deliveries_that_end_the_worker",),
+        (Change(FEEDER, "        self._deaths.update(self._recovering)\n", ""),),
+    ),
+    Mutant(
+        "what of a damaged journal was put aside is stored again",
+        ("tests/projector/test_suspects.py::test_deliveries_that_end_the_worker",),
+        (Change("receiver/projector/suspects.py", "return bool(self._aside) and", "return False and"),),
     ),
     Mutant(
         "what ended the worker is offered again",

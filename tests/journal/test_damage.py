@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from receiver.delivery import NotDurableError
-from receiver.journal import damaged, file, table
+from receiver.journal import damaged, file, record, table
 from receiver.journal.journal import Journal
-from receiver.journal.record import decode
+from receiver.journal.record import decode, encode
 from receiver.journal.recovery import Readable, UnreadableError
 from tests.helpers.journal import Deaths, append, append_each, delivery, numbered, opened, read, run_in_child, store
 
@@ -28,7 +28,7 @@ def drain(journal: Journal) -> list[bytes]:
     for _ in range(40):
         try:
             batch = read(journal, 0, 50)
-            found += [one.body for record in batch for one in decode(record.data)]
+            found += [one.body for row in batch for one in decode(row.data)]
             if not batch:
                 return list(dict.fromkeys(found + recovered(journal)))
             store(journal, batch[-1].id)
@@ -328,6 +328,28 @@ def test_sound_journal_is_read_as_well(path: Path, name: str) -> None:
         pass
     assert [one.body for one in Readable(path)] == [one.body for one in numbered(20)]
     assert list(content(path)) == [name]
+
+
+_RECORD = encode([delivery(b"body")])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"nonsense", _RECORD[:-1], _RECORD.replace(b"default", b"\xff" * 7)],
+    ids=["too short", "cut", "not UTF-8"],
+)
+def test_nonsense_with_a_right_checksum(path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that holds no deliveries, whatever has written it, is counted as lost and keeps nothing else back."""
+    with opened(path) as journal:
+        append_each(journal, *numbered(2))
+    with closing(sqlite3.connect(path)) as connection, connection, monkeypatch.context() as patch:
+        patch.setattr(record, "encode", lambda _: data)
+        table.insert(connection, table.load(connection, None), numbered(1))
+    with opened(path) as journal:
+        append_each(journal, *numbered(2))
+    source = Readable(path)
+    assert [one.body for one in source] == 2 * [one.body for one in numbered(2)]
+    assert source.lost == 1
 
 
 def test_reading_that_is_broken_off(path: Path) -> None:

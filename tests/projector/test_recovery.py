@@ -23,6 +23,7 @@ from receiver.projector.channel import Channel
 from receiver.projector.messages import Kind, frame, in_json
 from receiver.projector.recovery import recover_all
 from receiver.projector.store import Store
+from receiver.projector.suspects import Suspects
 from receiver.projector.worker import Worker
 from tests.helpers.database import sql
 from tests.helpers.journal import Deaths, make_half_taken_over, run_in_child
@@ -93,7 +94,7 @@ def die_at_step(folder: str, url: str, step: str) -> None:
         deaths.before(Store, "store")
         line.read()
         # As the worker does.
-        recovery = recover_all(line.journal.damaged, Store(Database(url)), lambda _: None)
+        recovery = recover_all(line.journal.damaged, Suspects(Store(Database(url))), lambda _: None)
         while next(recovery):
             pass
         os._exit(deaths.steps)

@@ -82,30 +82,6 @@ def test_killed_in_a_transaction(postgresql_url: str, tmp_path: Path) -> None:
     assert len(found) == 1200
 
 
-DEADLY = """
-import os, signal
-from receiver.database import database, rows
-
-def or_die(work):
-    def wrapped(*arguments, **options):
-        if b"deadly" in repr(arguments).encode():
-            os.kill(os.getpid(), signal.SIGKILL)
-        return work(*arguments, **options)
-    return wrapped
-
-"""
-
-
-@pytest.fixture
-def deadly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Let the worker die in a function when it is given what contains "deadly"."""
-    patched = tmp_path / "patched"
-    patched.mkdir()
-    (patched / "sitecustomize.py").write_text(DEADLY + f"{request.param} = or_die({request.param})")
-    monkeypatch.setenv("PYTHONPATH", str(patched))
-    monkeypatch.setattr(feeder, "_LONGEST_PAUSE", 0.1)
-
-
 def around(state: str) -> list[Delivery]:
     """A deadly delivery among others."""
     return [delivery(body(state=state if at != 2 else "deadly", job_id=f"job-{at}"), at) for at in range(4)]
