@@ -1,4 +1,4 @@
-"""A load at a steady rate, in a process of its own: `python -m tests.bench.steady PORT QUERY RATE SECONDS`.
+"""A load at a steady rate, in a process of its own: `python -m tests.bench.steady PORT RATE SECONDS`.
 
 Each request has its time by the clock, and its latency is counted from that time, so that a server that stalls is not
 given a pause (what is known as coordinated omission). Prints p50, p99 and p99.9 in milliseconds, and the failures.
@@ -13,6 +13,9 @@ import time
 
 import uvloop
 
+from tests.bench.machine import signed_query
+from tests.helpers.receiver import KEY
+
 _CONNECTIONS = 32
 _BODY = (
     '{"event_type":"SHOOT_SCRIPT_SWITCH","message":"{\\"room_id\\":\\"r\\",\\"job_id\\":\\"steady\\",'
@@ -20,7 +23,7 @@ _BODY = (
 )
 
 
-async def run(port: int, query: str, rate: float, seconds: float) -> dict[str, float]:
+async def run(port: int, rate: float, seconds: float) -> dict[str, float]:
     """Send at `rate` for `seconds`; the first tenth is warm-up and not counted."""
     latencies: list[float] = []
     failures = 0
@@ -35,6 +38,7 @@ async def run(port: int, query: str, rate: float, seconds: float) -> dict[str, f
             due = began + number / rate
             await asyncio.sleep(due - time.perf_counter())
             body = (_BODY % f"{began}-{number}").encode()
+            query = signed_query(KEY, int(time.time()))
             head = (
                 f"POST /callbacks/metastudio?{query} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
             )
@@ -52,5 +56,5 @@ async def run(port: int, query: str, rate: float, seconds: float) -> dict[str, f
 
 
 if __name__ == "__main__":
-    _port, _query, _rate, _seconds = sys.argv[1:]
-    print(json.dumps(uvloop.run(run(int(_port), _query, float(_rate), float(_seconds)))))  # noqa: T201
+    _port, _rate, _seconds = sys.argv[1:]
+    print(json.dumps(uvloop.run(run(int(_port), float(_rate), float(_seconds)))))  # noqa: T201
