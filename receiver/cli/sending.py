@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ _MADE_UP = {
     "stream_key": "made-up",
     "state": StreamState.CONNECTED,
 }
-
+_LIVESTREAM = 240.0  # seconds; shorter where these would be too old for the endpoint
 
 _to_option = click.option("--to", metavar="URL", help="Where to connect, if not to the registered URL's own host.")
 _trust_option = click.option(
@@ -57,7 +60,7 @@ def send(name: str | None, to: str | None, trust: Path | None, body: Any, at: fl
     with closing(_sender(settings, name, to, trust)) as sender:
         answer = sender.post(content, time.time() if at is None else at)
     click.echo(f"{answer.status} {printable(answer.body)} ({answer.seconds * 1000:.1f} ms)")
-    sys.exit(0 if answer.status == 200 else 1)  # noqa: PLR2004 (OK)
+    sys.exit(0 if answer.status == HTTPStatus.OK else 1)
 
 
 @click.command()
@@ -80,27 +83,23 @@ def simulate(  # noqa: PLR0913 (the command's options)
         if not events and source is not ParameterSource.DEFAULT:
             raise click.UsageError(f"--{option}: is of a load: give --events too")
     settings = read_settings()
-    answers: list[Answer] = []
+    new_sender = partial(_sender, settings, name, to, trust)
     if events:
-        send_load(
-            lambda: _sender(settings, name, to, trust),
-            events=events,
-            rate=rate,
-            connections=connections,
-            on_answer=answers.append,
-        )
+        answers = send_load(new_sender, events=events, rate=rate, connections=connections)
         _show_answers(answers)
     else:
-        duration = min(240.0, 0.8 * choose_endpoint(settings, name).timestamp_tolerance)
-        stream = livestream(duration)
-        began = time.time() - duration
-        with closing(_sender(settings, name, to, trust)) as sender:
-            answers = [sender.post(body, began + at) for at, body in stream.events]
-        _show_answers(answers)
-        _show_job(
-            open_url(settings.database_url), stream.job_id, len({(int(began + at), body) for at, body in stream.events})
-        )
-    sys.exit(0 if all(answer.status == 200 for answer in answers) else 1)  # noqa: PLR2004 (OK)
+        duration = min(_LIVESTREAM, 0.8 * choose_endpoint(settings, name).timestamp_tolerance)
+        answers = _send_livestream(new_sender, open_url(settings.database_url), duration)
+    sys.exit(0 if all(answer.status == HTTPStatus.OK for answer in answers) else 1)
+
+
+def _send_livestream(new_sender: Callable[[], Sender], database: Database, duration: float) -> list[Answer]:
+    stream, began = livestream(duration), time.time() - duration
+    with closing(new_sender()) as sender:
+        answers = [sender.post(body, began + at) for at, body in stream.events]
+    _show_answers(answers)
+    _show_job(database, stream.job_id, len({(int(began + at), body) for at, body in stream.events}))
+    return answers
 
 
 def _sender(settings: Settings, name: str | None, to: str | None, trust: Path | None) -> Sender:

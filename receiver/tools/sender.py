@@ -156,30 +156,27 @@ def load_bodies() -> Iterator[bytes]:
         yield body_of(event_type, ids | fields)
 
 
-def send_load(
-    new_sender: Callable[[], Sender], *, events: int, rate: float, connections: int, on_answer: Callable[[Answer], None]
-) -> None:
-    """Send `events` distinct events at `rate` a second (0: as fast as it goes) over `connections`; then stop."""
+def send_load(new_sender: Callable[[], Sender], *, events: int, rate: float, connections: int) -> list[Answer]:
+    """Send `events` distinct events at `rate` a second (0: as fast as it goes) over `connections`."""
     numbered = zip(range(events), load_bodies(), strict=False)
     lock = threading.Lock()
     started = time.perf_counter()
 
-    def work() -> None:
+    def work() -> list[Answer]:
+        answers: list[Answer] = []
         with closing(new_sender()) as sender:
             while True:
                 with lock:
                     number, body = next(numbered, (0, None))
                 if body is None:
-                    return
+                    return answers
                 if rate:
                     time.sleep(max(0, started + number / rate - time.perf_counter()))
-                answer = sender.post(body, time.time())
-                with lock:
-                    on_answer(answer)
+                answers.append(sender.post(body, time.time()))
 
     with ThreadPoolExecutor(connections) as pool:
-        for worker in [pool.submit(work) for _ in range(connections)]:
-            worker.result()
+        workers = [pool.submit(work) for _ in range(connections)]
+        return [answer for worker in workers for answer in worker.result()]
 
 
 def _made_up_ids() -> dict[str, str]:
