@@ -51,6 +51,7 @@ def test_what_is_live_stale_and_on_now(database: Database, now: datetime) -> Non
         ("live", timedelta(hours=2), ("CONNECTING", "CONNECTED")),
         ("ended", timedelta(minutes=5), ("CONNECTED", "END")),
         ("stale", timedelta(hours=13), ("CONNECTED",)),
+        ("just stale", timedelta(hours=12, minutes=3), ("CONNECTED",)),  # in whose range there may still be events
     ):
         for second, state in enumerate(states):
             sent(database, now - ago + timedelta(seconds=second), STATE, job_id=job_id, room_id="room", state=state)
@@ -63,12 +64,12 @@ def test_what_is_live_stale_and_on_now(database: Database, now: datetime) -> Non
 
     assert [one["job_id"] for one in found.live] == ["live"]
     assert found.on_now["live"]["shoot_script_title"] == "second"
-    assert [one["job_id"] for one in found.latest] == ["ended", "live", "stale"]
-    assert [one["job_id"] for one in found.stale] == ["stale"]
+    assert [one["job_id"] for one in found.latest] == ["ended", "live", "just stale", "stale"]
+    assert [one["job_id"] for one in found.stale] == ["just stale", "stale"]
     assert [one["job_id"] for one in found.sessions] == ["live"]
     assert found.outages == []  # it was down more than an hour ago
     assert [one["id"] for one in found.events] == sorted((one["id"] for one in found.events), reverse=True)
-    assert len(found.events) == 8
+    assert len(found.events) == 9
     assert not found.has_more_live
 
 

@@ -383,10 +383,16 @@ def test_connection_that_breaks(own_postgresql: PostgreSQL, tmp_path: Path, logs
         with started(tmp_path, url) as line:
             line.put(delivery(body(state="CONNECTED")))
             wait_until(lambda: line.metric("database_up") == 1, "a database")
+            is_up, up_since = line.feeder.database
+            assert is_up
             with own_postgresql.stopped():
                 line.put(delivery(body(state="END"), 1))
                 wait_until(lambda: line.metric("database_up") == 0, "an attempt")
-                assert line.metric("projector_errors_total", reason="connection") >= 1
+                is_up, down_since = line.feeder.database
+                assert is_up is False
+                assert up_since < down_since <= time.time()
+                wait_until(lambda: line.metric("projector_errors_total", reason="connection") >= 2, "another attempt")
+                assert line.feeder.database == (False, down_since)
             line.drain()
             wait_until(lambda: line.metric("database_up") == 1, "the database's return")
             assert [row["state"] for row in rows(url, events)] == ["CONNECTED", "END"]

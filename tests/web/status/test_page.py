@@ -129,6 +129,12 @@ def test_overview(receiver: Process) -> None:
     assert answer.body.count(b'class="down"') >= 1
 
 
+def test_serve_says_where(receiver: Process) -> None:
+    """The first words have the page's URL."""
+    said = (receiver.folder / "serve.out").read_text()
+    assert f"  status page   http://127.0.0.1:{receiver.operations_port}/\n" in said
+
+
 def test_job(receiver: Process) -> None:
     """A job's page has each moment of `receiver history`."""
     history = json.loads(run("receiver history live --json", receiver.folder, receiver.environ))
