@@ -33,8 +33,9 @@ class WorkerProcess:
             with its:
                 # -P: nothing is imported from the folder that this happens to run in.
                 command = [sys.executable, "-P", "-m", "receiver.projector.worker", str(its.fileno()), str(os.getpid())]
+                # A session of its own: Ctrl-C, of which the terminal tells all of a session, ended it while it starts.
                 process = await asyncio.create_subprocess_exec(
-                    *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=[its.fileno()]
+                    *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=[its.fileno()], start_new_session=True
                 )
             own.setblocking(False)
             worker = cls(process, *await asyncio.open_unix_connection(sock=own))
