@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -24,6 +25,7 @@ import pytest
 
 from receiver.protocol.signature import sign
 from tests.helpers.locks import PLATFORM, RUNTIME, pins
+from tests.helpers.pages import blocks
 from tests.helpers.platform import platform
 from tests.helpers.receiver import KEY, SAMPLES, free_port, wait_until
 
@@ -147,7 +149,10 @@ def test_what_is_inside(image: Image) -> None:
 
 
 def test_it_serves(image: Image, tmp_path: Path) -> None:
-    """On a root that cannot be written it stores callbacks in its volume, is found healthy, and ends in order."""
+    """On a root that cannot be written it stores callbacks in its volume, is found healthy, and ends in order.
+
+    In a shell beside it the runbook's commands run as they are printed there.
+    """
     tmp_path.chmod(0o755)
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
@@ -174,6 +179,16 @@ def test_it_serves(image: Image, tmp_path: Path) -> None:
             with urllib.request.urlopen(request, timeout=60) as response:
                 assert response.status == 200
         subprocess.run(health, check=True)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}{parts.path}", b"{}", timeout=60)
+        wait_until((state / "var/journal.db.rejections.json").exists, "what was rejected")
+        commands = "".join(
+            block.text for block in blocks("docs/how-to/runbook.md", language="bash") if "receiver" in block.text
+        )
+        shell = image.command(state, "bash", "-o", "errexit", "-o", "pipefail", "-c", commands, **environ)
+        done = subprocess.run(shell, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "database   up: sqlite" in done.stdout
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0
     finally:

@@ -162,8 +162,9 @@ def _name_the_room(url: str) -> None:
     seconds = {"春日直播间": 2, ROOM_NAME: 1}
     for live, (name, ago) in zip((DOWN, UP), seconds.items(), strict=True):
         checked_at = datetime.now(UTC) - timedelta(seconds=ago)
-        named = {"room_id": live.room_id, "job_id": live.job_id, "room_name": name, "checked_at": checked_at}
-        sql(url, insert(platform_jobs).values(named))
+        ids = {"room_id": live.room_id, "job_id": live.job_id}
+        found = {"finding": "silent" if live is DOWN else None, "checked_at": checked_at}
+        sql(url, insert(platform_jobs).values(ids | found | {"room_name": name}))
 
 
 def _is_seen(prometheus: Prometheus) -> bool:
