@@ -26,6 +26,8 @@ from receiver.settings.settings import EndpointSettings, Settings
 DEFAULT_FILE = "receiver.toml"
 _CONFIG = variable("config")
 _SHORTEST_URL_SECRET = 16
+_NAME_OF_NO_KEY = re.compile("[a-z_]{0,10}|[A-Z_]{0,10}")
+_SHOWN = 2  # characters of another name that is unlike any setting's
 _ENDPOINT, _PROCESS = declared(EndpointSettings), declared(Settings)
 _ALL = _ENDPOINT | _PROCESS
 _VARIABLES = {name: variable(name) for name in _ALL}
@@ -105,10 +107,16 @@ def _refuse_unknown(given: Iterable[str], known: Mapping[str, str]) -> None:
             close = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), known, 1)
             other = "remove it; docs/reference/settings.md lists all settings"
             remedy = f"did you mean `{known[close[0]]}`?" if close else other
-            shown = name if name.isidentifier() else repr(name)
-            if not close and re.search("[0-9]", name):  # it may be a key in the wrong place
-                shown = f"a name of {len(name)} characters"
-            raise SettingsError(f"{shown}: is no setting: {remedy}")
+            raise SettingsError(f"{_shown(name, is_close=bool(close))}: is no setting: {remedy}")
+
+
+def _shown(name: str, *, is_close: bool) -> str:
+    """A name that is no setting; where it may be a key in the wrong place, no more of it than helps to find it."""
+    own = name.removeprefix(PREFIX)
+    if is_close or own in _ALL or _NAME_OF_NO_KEY.fullmatch(own):
+        return name if name.isidentifier() else repr(name)
+    begin = name[: len(name) - len(own) + _SHOWN]
+    return f"{begin if begin.isidentifier() else repr(begin)}… ({len(name)} characters)"
 
 
 def _endpoints(values: Mapping[str, Any]) -> tuple[EndpointSettings, ...]:
