@@ -17,6 +17,7 @@ from receiver.cli.timeline import short_room
 from receiver.cli.times import age_or_time
 from receiver.database.insert import Row
 from receiver.database.report import COLUMNS, Period, days_of, report
+from receiver.database.schema import PARAGRAPH
 from receiver.text import duration, printable
 
 _DAYS = 7  # without --since, with today
@@ -96,8 +97,7 @@ def _draw(rows: Sequence[Row], total: Row) -> None:
     table.add_column("most played", no_wrap=True, overflow="ellipsis")
     for row in (*rows, total):
         room = "" if row is total else short_room(row, whole=not console.is_terminal)
-        paragraph = (row["scene_script_name"], row["shoot_script_sequence_no"], row["shoot_script_title"])
-        most = " ".join(str(one) for one in paragraph if one is not None)
+        most = " ".join(str(row[name]) for name in PARAGRAPH if row[name] is not None)
         table.add_row(
             row["day"],
             room,

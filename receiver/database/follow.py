@@ -10,26 +10,10 @@ from sqlalchemy import Connection, column, func, select, table, text
 
 from receiver.database.database import Database
 from receiver.database.insert import Row
-from receiver.database.schema import UTCDateTime
+from receiver.database.schema import PARAGRAPH, PRODUCT, UTCDateTime
 
-SHOWN = (
-    "id",
-    "endpoint",
-    "event_type",
-    "room_id",
-    "job_id",
-    "sent_at",
-    "received_at",
-    "scene_script_name",
-    "shoot_script_sequence_no",
-    "shoot_script_title",
-    "output_url",
-    "state",
-    "reply_id",
-    "live_id",
-    "product_id",
-    "product_title",
-)
+_OF_EACH_TYPE = ("id", "endpoint", "event_type", "room_id", "job_id", "sent_at", "received_at")
+SHOWN = (*_OF_EACH_TYPE, *PARAGRAPH, "output_url", "state", "reply_id", *PRODUCT)
 
 # The view of all events without stream key and body.
 ordered_events = table(

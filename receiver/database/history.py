@@ -11,26 +11,13 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, func, select, t
 from receiver.database import schema
 from receiver.database.insert import Row
 from receiver.database.platform import room_names, rows_of
-from receiver.database.schema import jobs, live_jobs, platform_jobs
+from receiver.database.schema import PARAGRAPH, PRODUCT, jobs, live_jobs, platform_jobs
 from receiver.protocol.events import EventType, StreamState
 
 LATEST = 20
 JOBS = (*live_jobs.c.keys(), "room_name", "platform_state")  # a row of `latest_jobs`
-TIMELINE = (
-    "at",
-    "ended_at",
-    "duration_seconds",
-    "event_type",
-    "state",
-    "output_url",
-    "scene_script_name",
-    "shoot_script_sequence_no",
-    "shoot_script_title",
-    "reply_id",
-    "live_id",
-    "product_id",
-    "product_title",
-)
+_LASTING = ("at", "ended_at", "duration_seconds")
+TIMELINE = (*_LASTING, "event_type", "state", "output_url", *PARAGRAPH, "reply_id", *PRODUCT)
 _CANDIDATES = 10  # that an error names
 
 

@@ -14,6 +14,7 @@ from receiver.database.history import lasts_until
 from receiver.database.insert import Row
 from receiver.database.platform import room_names
 from receiver.database.schema import (
+    PARAGRAPH,
     live_jobs,
     reply_command_finish,
     rtmp_stream_state_change,
@@ -24,24 +25,9 @@ from receiver.database.schema import (
 )
 from receiver.protocol.events import StreamState
 
-COLUMNS = (
-    "day",
-    "room_id",
-    "jobs",
-    "connected_seconds",
-    "outages",
-    "down_seconds",
-    "longest_outage_seconds",
-    "paragraphs",
-    "replies",
-    "scene_script_name",
-    "shoot_script_sequence_no",
-    "shoot_script_title",
-    "played",
-    "room_name",
-)
+_SUMS = ("jobs", "connected_seconds", "outages", "down_seconds", "longest_outage_seconds", "paragraphs", "replies")
+COLUMNS = ("day", "room_id", *_SUMS, *PARAGRAPH, "played", "room_name")
 _IDS_A_QUERY = 500
-_PARAGRAPH = ("scene_script_name", "shoot_script_sequence_no", "shoot_script_title")
 
 
 class Period(NamedTuple):
@@ -157,9 +143,9 @@ def report(
             if seconds is not None:
                 tallies.of(day, row["job_id"]).add_span(seconds, is_outage=is_outage)
     for day, part in days:
-        for row in filter(tallies.knows, _counts(connection, shoot_script_switch, part, _PARAGRAPH)):
+        for row in filter(tallies.knows, _counts(connection, shoot_script_switch, part, PARAGRAPH)):
             for one in (tallies.of(day, row["job_id"]), tallies.total):
-                one.paragraphs[tuple(row[name] for name in _PARAGRAPH)] += row["times"]
+                one.paragraphs[tuple(row[name] for name in PARAGRAPH)] += row["times"]
         for row in filter(tallies.knows, _counts(connection, reply_command_finish, part, ())):
             for one in (tallies.of(day, row["job_id"]), tallies.total):
                 one.replies += row["times"]

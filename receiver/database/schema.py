@@ -7,6 +7,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+# Columns of `events` by which a paragraph of the script is told, and the product that it is about.
+PARAGRAPH = ("scene_script_name", "shoot_script_sequence_no", "shoot_script_title")
+PRODUCT = ("live_id", "product_id", "product_title")
+
 metadata = sa.MetaData()
 _ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
@@ -134,8 +138,7 @@ def _type(column: str) -> type[UTCDateTime | sa.Boolean] | None:
 
 
 _IDS = "id endpoint room_id job_id sent_at received_at"
-_PARAGRAPH = "scene_script_name shoot_script_sequence_no shoot_script_title"
-_PRODUCT = "live_id product_id product_title"
+_PARAGRAPH, _PRODUCT = " ".join(PARAGRAPH), " ".join(PRODUCT)
 shoot_script_switch = _view("shoot_script_switch", f"{_IDS} {_PARAGRAPH} {_PRODUCT}")
 rtmp_stream_state_change = _view("rtmp_stream_state_change", f"{_IDS} output_url state place_in_second")
 reply_command_finish = _view("reply_command_finish", f"{_IDS} reply_id")
