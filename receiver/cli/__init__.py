@@ -23,6 +23,7 @@ from receiver.cli.serving import init, migrate, serve, show_config
 from receiver.cli.status import status
 from receiver.database.commits import NotReplicatedError
 from receiver.database.errors import RefusedError, problem_of, remedy_of
+from receiver.database.history import UnknownJobError
 from receiver.database.migration import SchemaError
 from receiver.journal.journal import JournalError
 from receiver.platform.client import PlatformError
@@ -32,7 +33,16 @@ from receiver.text import printable
 from receiver.tools.sender import SendError
 
 _INTERRUPTED = 128 + signal.SIGINT  # as a shell shows a process that a signal ended
-_KNOWN_ERRORS = (SettingsError, JournalError, ListenError, NotReplicatedError, PlatformError, SchemaError, SendError)
+_KNOWN_ERRORS = (
+    JournalError,
+    ListenError,
+    NotReplicatedError,
+    PlatformError,
+    SchemaError,
+    SendError,
+    SettingsError,
+    UnknownJobError,
+)
 
 
 class _Group(click.Group):

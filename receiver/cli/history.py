@@ -18,7 +18,7 @@ from receiver.cli.times import age_or_time
 from receiver.database.database import Database
 from receiver.database.errors import problem_of
 from receiver.database.follow import SHOWN, Follower
-from receiver.database.history import JOBS, TIMELINE, UnknownJobError, find_job, job_history, latest_jobs
+from receiver.database.history import JOBS, TIMELINE, find_job, job_history, latest_jobs
 from receiver.database.insert import Row
 from receiver.text import printable
 
@@ -51,31 +51,21 @@ def history(  # noqa: PLR0913 (the command's options)
         raise click.UsageError("--follow goes with JOB and --json only")
     database = open_database(read_only=not follow)
     if follow:
-        _follow(database, _find(database, job) if job else None, json_=json_)
+        with database.reading() as connection:
+            job_id = find_job(connection, job) if job else None
+        _follow(database, job_id, json_=json_)
         return
     with database.reading() as connection:
         if not job:
-            jobs = latest_jobs(connection, room=room, since=since)
-            _print_jobs(jobs, json_=json_, csv_=csv_)
+            _print_jobs(latest_jobs(connection, room=room, since=since), json_=json_, csv_=csv_)
             return
-        try:
-            found = job_history(connection, find_job(connection, job, room=room), since=since)
-        except UnknownJobError as error:
-            raise click.ClickException(printable(error)) from error
+        found = job_history(connection, find_job(connection, job, room=room), since=since)
     if json_:
         click.echo(as_json(found._asdict()))
     elif csv_:
         click.echo(as_csv(TIMELINE, found.timeline), nl=False)
     else:
         draw_job(terminal(), found, datetime.now(UTC))
-
-
-def _find(database: Database, job: str) -> str:
-    with database.reading() as connection:
-        try:
-            return find_job(connection, job)
-        except UnknownJobError as error:
-            raise click.ClickException(printable(error)) from error
 
 
 def _follow(database: Database, job_id: str | None, *, json_: bool) -> None:
