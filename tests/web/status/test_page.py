@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from html import unescape
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -265,22 +264,3 @@ def test_language(receiver: Process, accepted: str, language: str) -> None:
         assert answer.headers["content-language"] == language
         assert answer.headers["vary"] == "Accept-Language"
         assert f'<html lang="{TEXTS[language]["lang"]}">' in answer.body.decode()
-
-
-def test_off_by_default(tmp_path: Path) -> None:
-    """Without the setting nothing is at these paths."""
-    with running(tmp_path) as process:
-        for path in ("/", "/jobs/live", "/status.css"):
-            assert asked(process, path).status == 404
-        assert process.stop() == 0
-
-
-def test_damaged_and_unready(tmp_path: Path) -> None:
-    """A database that cannot be read is said, and the rest is shown."""
-    with running(tmp_path, RECEIVER_DATABASE_URL=f"sqlite:///{tmp_path}", RECEIVER_STATUS_PAGE="true") as process:
-        answer = asked(process, "/")
-        assert answer.status == 200
-        assert "Callbacks are taken" in text_of(answer)
-        assert "did not answer" in text_of(answer)
-        assert asked(process, "/jobs/live").status == 503
-        assert process.stop() == 0
