@@ -40,6 +40,7 @@ class Proxy:
         self.folder = folder
         self.port = free_port()
         self.receiver = receiver
+        self.process: subprocess.Popen[bytes] | None = None
         authority = Authority()
         authority.issue(folder / "fullchain.pem", folder / "privkey.pem")
         self._authority = authority.pem.decode()
@@ -103,7 +104,7 @@ class Proxy:
 def _started(proxy: Proxy, command: list[str]) -> Iterator[Proxy]:
     environ = os.environ | {"XDG_DATA_HOME": str(proxy.folder), "XDG_CONFIG_HOME": str(proxy.folder)}
     with (proxy.folder / "output.log").open("wb") as output:
-        process = subprocess.Popen(command, env=environ, cwd=proxy.folder, stdout=output, stderr=output)
+        process = proxy.process = subprocess.Popen(command, env=environ, cwd=proxy.folder, stdout=output, stderr=output)
     try:
         wait_until(lambda: proxy.is_up() or process.poll() is not None, "the proxy")
         assert process.poll() is None, proxy.logs

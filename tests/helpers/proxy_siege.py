@@ -72,7 +72,9 @@ async def _attack(kind: str, port: int, target: str, pause: float, counts: Count
         while kind == "bodies" and not writer.is_closing():
             writer.write(b"x")
             await asyncio.sleep(1)
-        await reader.read()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1 if kind == "passing" else None):
+                await reader.read()
     finally:
         counts["ended"] += 1
         writer.close()
@@ -91,7 +93,7 @@ async def _siege(kind: str, target: str, port: int, numbers: tuple[int, int, int
         while True:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 await _attack(kind, port, target, pause, counts)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(0 if kind == "passing" else max(pause, 1))
 
     tasks = []
     for _ in range(connections):
