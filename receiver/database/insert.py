@@ -67,9 +67,8 @@ def rows_from_json(table: Table, names: Sequence[str]) -> Select[Any]:
 
 
 def rows_as_json(rows: Sequence[Row]) -> str:
-    """The rows as `rows_from_json` reads them: what is left out is NULL there, and most columns of an event are."""
-    given = [{name: value for name, value in row.items() if value is not None} for row in rows]
-    return json.dumps(given, ensure_ascii=False, default=_as_json)
+    """The rows as `rows_from_json` reads them."""
+    return json.dumps(rows, ensure_ascii=False, default=_as_json)
 
 
 def _as_json(value: datetime | bytes) -> str:

@@ -155,7 +155,7 @@ MUTANTS = (
         (
             Change(
                 RECOVERY,
-                "            for read, outcome in recover(source, store):\n",
+                "            for read, outcome in recover(path, source, suspects):\n",
                 "{old}                path = path if counts['read'] else mark_recovered(path)\n",
             ),
             Change(RECOVERY, "str(mark_recovered(path))", "str(path)"),
