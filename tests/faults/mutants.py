@@ -54,7 +54,7 @@ KILL, POWER, DISK, FLEET = (f"tests/faults/test_{name}.py" for name in ("kill", 
 LIMITER, CONNECTION, SERVER, CERTIFICATE = (
     f"receiver/server/{name}.py" for name in ("limiter", "connection", "server", "certificate")
 )
-STATUS_PAGE = "tests/web/status/test_page.py"
+STATUS_PAGE, TEMPLATES = "tests/web/status/test_page.py", "receiver/web/status/templates"
 HOSTILE, RESTART = "tests/e2e/test_hostile.py", "tests/e2e/test_restart.py"
 NO_CAPS = Change(
     LIMITER, "        place = self._place(connection.client_host, now)\n", "{old}        return place.of\n"
@@ -381,6 +381,20 @@ MUTANTS = (
         "the status page reads in the event loop",
         ("tests/web/status/test_outage.py",),
         (Change("receiver/web/status/reader.py", "daemon=True).start()", "daemon=True).run()"),),
+    ),
+    Mutant(
+        "the status page asks for a picture elsewhere",
+        ("tests/e2e/test_status_page.py::test_looks",),
+        (
+            Change(
+                f"{TEMPLATES}/layout.html", '<main id="content">', '{old}<img src="https://example.com/a.png" alt="">'
+            ),
+        ),
+    ),
+    Mutant(
+        "the status page is too faint in the dark",
+        ("tests/e2e/test_status_page.py::test_looks",),
+        (Change(f"{TEMPLATES}/status.css", "--quiet: #9dabba", "--quiet: #4d5b6a"),),
     ),
 )
 

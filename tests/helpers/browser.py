@@ -34,7 +34,7 @@ class Look(NamedTuple):
 def chromium() -> Iterator[Browser]:
     """A running browser, for many pages."""
     path = shutil.which("chromium")
-    assert path is not None
+    assert path is not None, "Debian's chromium is not installed"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
         yield browser
