@@ -55,6 +55,8 @@ class WorkerProcess:
 
     async def send(self, kind: Kind, payload: bytes) -> None:
         """Send a frame; raises `ClosedError` where the worker has ended."""
+        if self._writer.is_closing():  # where uvloop raises no OSError
+            raise ClosedError
         try:
             self._writer.write(frame(kind, payload))
             await self._writer.drain()

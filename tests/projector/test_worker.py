@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,13 +12,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import uvloop
 
 from receiver.database.schema import events, quarantine
 from receiver.delivery import Delivery
 from receiver.journal.recovery import Readable
 from receiver.projector import feeder
 from receiver.projector.channel import Channel
-from receiver.projector.messages import ClosedError
+from receiver.projector.messages import ClosedError, Kind
+from receiver.projector.process import WorkerProcess
 from receiver.projector.worker import Worker
 from tests.helpers.line import STALE_AFTER, Logs, body, connected, delivery, laid, migrate, rows, started
 from tests.helpers.load import awaits_lock, held
@@ -170,6 +173,23 @@ def test_worker_that_cannot_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.undo()
         line.drain()
     assert set(logs.own) == {"projector ended, starting it again"}
+
+
+def test_sending_to_a_worker_that_has_ended(tmp_path: Path) -> None:
+    """What is sent when the end of a worker was seen already is an end too, and no error that ends the receiver."""
+
+    async def send() -> None:
+        worker = await WorkerProcess.start(f"sqlite:///{tmp_path}/receiver.db", STALE_AFTER)
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(ClosedError):
+            await worker.receive()
+        with contextlib.suppress(OSError):
+            await worker._writer.wait_closed()  # noqa: SLF001
+        with pytest.raises(ClosedError):
+            await worker.send(Kind.BATCH, b"")
+        assert await worker.end() == -signal.SIGKILL
+
+    uvloop.run(send())
 
 
 def test_stopped_worker(tmp_path: Path) -> None:
