@@ -182,6 +182,8 @@ def test_it_serves(image: Image, tmp_path: Path) -> None:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}{parts.path}", b"{}", timeout=60)
         wait_until((state / "var/journal.db.rejections.json").exists, "what was rejected")
+        metrics = f"http://127.0.0.1:{operations}/metrics"
+        wait_until(lambda: b"metastudio_database_up 1.0" in urllib.request.urlopen(metrics).read(), "a database")
         commands = "".join(
             block.text for block in blocks("docs/how-to/runbook.md", language="bash") if "receiver" in block.text
         )
