@@ -32,6 +32,7 @@ RATE = 1000.0
 DATABASES = ("SQLite", "PostgreSQL")
 ANSWERED = {"SQLite": "≥ 0.64", "PostgreSQL": "≥ 0.58"}
 STORED = {"SQLite": "≥ 0.60", "PostgreSQL": "≥ 0.54"}
+OTHER_QUERIES = {"status page": "≤ 100 ms", "report of a month": ""}  # which reads more where there is more in a month
 Figures = dict[str, list[float]]  # the figure of each round, by what is measured
 
 
@@ -196,7 +197,7 @@ def rows(bench: Bench) -> None:
         at = f"at {ROWS / 1e6:g} million events"
         for name, milliseconds in history.measure(url, ROWS).items():
             ratio, of = milliseconds / few[name], f"{few[name]:.2f} ms at {FEW / 1e6:g} million"
-            add(f"{kind}: {name}, {at}", f"{milliseconds:.2f} ms", ratio, of, "≤ 2, or 20 ms")
+            add(f"{kind}: {name}, {at}", f"{milliseconds:.2f} ms", ratio, of, OTHER_QUERIES.get(name, "≤ 2, or 20 ms"))
         a_second, of = ingest(bench, machine, url), f"{few_a_second:,.0f}/s at {FEW / 1e6:g} million"
         add(f"{kind}: stored, {at}", f"{a_second:,.0f}/s", a_second / few_a_second, of, "≥ 0.8")
         if kind == "SQLite":
