@@ -24,6 +24,7 @@ from receiver.projector.process import WorkerProcess
 from receiver.projector.worker import Worker
 from tests.helpers.line import STALE_AFTER, Logs, body, connected, delivery, laid, migrate, rows, started
 from tests.helpers.load import awaits_lock, held
+from tests.helpers.quick import service
 from tests.helpers.receiver import is_alive, running, wait_until
 
 EVENT = "RTMP_STREAM_STATE_CHANGE"
@@ -177,6 +178,7 @@ def test_worker_that_cannot_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_sending_to_a_worker_that_has_ended(tmp_path: Path) -> None:
     """What is sent when the end of a worker was seen already is an end too, and no error that ends the receiver."""
+    service("the projector's worker")  # which uvloop starts unseen
 
     async def send() -> None:
         worker = await WorkerProcess.start(f"sqlite:///{tmp_path}/receiver.db", STALE_AFTER)
