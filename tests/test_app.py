@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -96,14 +96,20 @@ def is_taken(address: tuple[str, int]) -> bool:
     return False
 
 
-def assert_closed(settings: Settings) -> None:
-    """Neither file, port, thread nor process is left."""
-    assert children() == []
-    assert open_files(settings) == []
-    assert not is_taken(settings.listen)
-    assert not is_taken(settings.operations_listen)
-    names = {thread.name for thread in threading.enumerate()}
-    assert not [name for name in names if name.startswith("journal")]
+@pytest.fixture
+def assert_closed(settings: Settings) -> Callable[[], None]:
+    """A check that neither file, port, thread nor process is left that was not there before the test."""
+    others = children()  # fixtures of wider scope may have some
+
+    def check() -> None:
+        assert children() == others
+        assert open_files(settings) == []
+        assert not is_taken(settings.listen)
+        assert not is_taken(settings.operations_listen)
+        names = {thread.name for thread in threading.enumerate()}
+        assert not [name for name in names if name.startswith("journal")]
+
+    return check
 
 
 async def start(settings: Settings) -> None:
@@ -117,7 +123,7 @@ def taken(address: tuple[str, int]) -> Iterator[None]:
         yield
 
 
-def test_end(settings: Settings) -> None:
+def test_end(settings: Settings, assert_closed: Callable[[], None]) -> None:
     """At the end of the block nothing is left open, and it was open until then."""
 
     async def run() -> None:
@@ -127,10 +133,10 @@ def test_end(settings: Settings) -> None:
             assert is_taken(settings.operations_listen)
 
     asyncio.run(run())
-    assert_closed(settings)
+    assert_closed()
 
 
-def test_error_in_the_block(settings: Settings) -> None:
+def test_error_in_the_block(settings: Settings, assert_closed: Callable[[], None]) -> None:
     """Nor is it when the block ends with an error, which is raised on."""
 
     async def run() -> None:
@@ -140,45 +146,47 @@ def test_error_in_the_block(settings: Settings) -> None:
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(run())
-    assert_closed(settings)
+    assert_closed()
 
 
-def test_public_port_is_taken(settings: Settings) -> None:
+def test_public_port_is_taken(settings: Settings, assert_closed: Callable[[], None]) -> None:
     """The last step that fails, after journal and database were opened, closes both, and frees the other port."""
     with taken(settings.listen), pytest.raises(ListenError, match=r"^listen: "):
         asyncio.run(start(settings))
-    assert_closed(settings)
+    assert_closed()
 
 
-def test_operations_port_is_taken(settings: Settings) -> None:
+def test_operations_port_is_taken(settings: Settings, assert_closed: Callable[[], None]) -> None:
     """An operations port that is taken ends the start with an error that names the setting."""
     with taken(settings.operations_listen), pytest.raises(ListenError, match=r"^operations_listen: "):
         asyncio.run(start(settings))
-    assert_closed(settings)
+    assert_closed()
 
 
-def test_wrong_sockets_from_systemd(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_sockets_from_systemd(
+    settings: Settings, assert_closed: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sockets from systemd that cannot be used end the start, after which nothing is open."""
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     monkeypatch.setenv("LISTEN_FDS", "2")
     with pytest.raises(ListenError, match=r"^LISTEN_FDS: "):
         asyncio.run(start(settings))
-    assert_closed(settings)
+    assert_closed()
 
 
-def test_bad_certificate(settings: Settings, tmp_path: Path) -> None:
+def test_bad_certificate(settings: Settings, assert_closed: Callable[[], None], tmp_path: Path) -> None:
     """A certificate that cannot be used ends the start before anything is opened."""
     missing = tmp_path / "missing"
     with pytest.raises(ListenError, match=r"^tls_certificate: "):
         asyncio.run(start(replace(settings, tls_certificate=missing, tls_key=missing)))
-    assert_closed(settings)
+    assert_closed()
 
 
-def test_journal_is_in_use(settings: Settings) -> None:
+def test_journal_is_in_use(settings: Settings, assert_closed: Callable[[], None]) -> None:
     """A journal that another receiver has ends the start, and the port that was opened before is free again."""
     with closing(Journal(settings.journal, 2**20, Metrics(), asyncio.Event())), pytest.raises(JournalError):
         asyncio.run(start(settings))
-    assert_closed(settings)
+    assert_closed()
 
 
 @pytest.fixture

@@ -159,12 +159,10 @@ def test_backlog(
         peak = peak_memory(receiver)
         assert peak < 256 * MIB
         assert receiver.metric("journal_bytes") < MIB
-        drained_size = journal.stat().st_size
-        assert drained_size < size + MIB
         assert Path(f"{journal}-wal").stat().st_size < 17 * MIB  # as much as SQLite is told to keep, and a commit
         answered_after = [post(receiver, body) for body in islice(bodies, 50)]
         wait_until(lambda: receiver.metric("journal_events") == 0, "an empty journal")
-        assert journal.stat().st_size == drained_size
+        assert journal.stat().st_size < size + MIB  # a page or two more whenever the log is brought into it
         assert receiver.stop() == 0
         assert receiver.log == ""
     kind = database_url.partition(":")[0].partition("+")[0]
