@@ -31,13 +31,12 @@ from receiver.metrics import OTHER, STATES, known
 from receiver.projector.channel import Channel
 from receiver.projector.messages import BATCHES, ClosedError, Kind
 from receiver.projector.outage import Outages
+from receiver.projector.priority import stand_back
 from receiver.projector.recovery import recover_all
 from receiver.projector.store import Store
 from receiver.projector.suspects import Suspects
 from receiver.settings.database_url import UrlInFile
 
-_NICE = 10  # so that it does not keep a processor from the callbacks
-_FIRST_TO_BE_KILLED = "500"  # for want of memory, where the one that takes callbacks has 0
 _SHORTEST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 2.0  # so that it stores again within seconds of a failover
 _COUNT_STREAMS_EVERY = 5.0
@@ -159,9 +158,7 @@ def main() -> None:
     # Ctrl-C and systemd send these to all processes: the feeder decides when this one ends.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(OSError):  # where a sandbox forbids it, callbacks are only slower
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
-        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_BE_KILLED)
+    stand_back()
     os.umask(0o077)  # what it writes holds stream keys
     logs.set_up()
     with socket.socket(fileno=descriptor) as connection, contextlib.suppress(ClosedError):

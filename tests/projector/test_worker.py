@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -252,13 +253,20 @@ def test_secret_is_not_shown(postgresql_url: str, tmp_path: Path) -> None:
             assert quote(postgresql_url).encode() not in shown
 
 
-def test_worker_is_nice_and_private(tmp_path: Path) -> None:
+def test_worker_stands_back_and_is_private(tmp_path: Path) -> None:
     """The worker leaves processor and memory to the callbacks, and what it makes is its owner's alone."""
     with started(tmp_path, f"sqlite:///{tmp_path}/receiver.db") as line:
         wait_until(lambda: line.metric("database_up") == 1, "a database")
         assert os.getpriority(os.PRIO_PROCESS, line.worker) == 10
-        assert Path(f"/proc/{line.worker}/oom_score_adj").read_text() == "500\n"
-        assert "Umask:\t0077" in Path(f"/proc/{line.worker}/status").read_text()
+        shown = {
+            name: Path(f"/proc/{line.worker}/{name}") for name in ("oom_score_adj", "status", "autogroup", "sched")
+        }
+        assert shown["oom_score_adj"].read_text() == "500\n"
+        assert "Umask:\t0077" in shown["status"].read_text()
+        if shown["autogroup"].exists():
+            assert shown["autogroup"].read_text().endswith(" nice 10\n")
+        if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12):
+            assert re.search(r"se\.slice +: +20000000\n", shown["sched"].read_text())
 
 
 def test_worker_whose_parent_has_ended(tmp_path: Path) -> None:
