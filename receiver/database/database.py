@@ -63,7 +63,7 @@ class Database:
     def reading(self) -> Iterator[Connection]:
         """A transaction that only reads, for as long as the server answers: no other transaction waits for it."""
         engine = self._engine.execution_options(**{READ_ONLY: True})
-        with self._deadline.watch(patient=True), engine.begin() as connection:
+        with self._deadline.watch(while_it_answers=True), engine.begin() as connection:
             self._lift_limits(connection)
             yield connection
 

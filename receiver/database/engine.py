@@ -99,16 +99,16 @@ class Deadline:
             event.listen(engine, "connect", self._remember, insert=True)
 
     @contextmanager
-    def watch(self, *, patient: bool = False) -> Iterator[None]:
+    def watch(self, *, while_it_answers: bool = False) -> Iterator[None]:
         """Shut the connections down if the block takes longer than the deadline.
 
-        With `patient` it may, as long as the server answers others: then it is at work, and not frozen.
+        With `while_it_answers` it may, as long as the server answers others: then it is at work, and not frozen.
         """
         is_over, is_done = threading.Event(), threading.Event()
 
         def wait() -> None:
             while not is_done.wait(self._seconds):
-                if not patient or (self._is_silent() and not is_done.is_set()):
+                if not while_it_answers or (self._is_silent() and not is_done.is_set()):
                     self._cut(is_over)
                     return
 

@@ -154,7 +154,7 @@ def test_transaction_that_is_cut_off(url: str) -> None:
     assert problem_of(caught.value) == f"TimeoutError: no answer for 0.5 s (127.0.0.1 port {port})"
 
 
-def patient(url: str) -> Database:
+def with_short_deadline(url: str) -> Database:
     """A database that asks every third of a second whether the server answers, while it reads."""
     database = Database(url)
     vars(database)["_deadline"] = Deadline(vars(database)["_engine"], 0.3)
@@ -163,7 +163,7 @@ def patient(url: str) -> Database:
 
 def test_long_reading(url: str) -> None:
     """A query may take longer than the deadline, as long as the server answers others."""
-    with closing(patient(f"{url}?connect_timeout=60")) as database, database.reading() as connection:
+    with closing(with_short_deadline(f"{url}?connect_timeout=60")) as database, database.reading() as connection:
         assert connection.scalar(text("SELECT 1 FROM pg_sleep(2)")) == 1
 
 
@@ -175,7 +175,7 @@ def test_reading_when_nobody_is_answered(server: PrivatePostgreSQL, url: str) ->
             server.freeze()
             connection.scalar(text("SELECT 1"))
 
-    with closing(patient(f"{url}?connect_timeout=2")) as database:
+    with closing(with_short_deadline(f"{url}?connect_timeout=2")) as database:
         try:
             with pytest.raises(OperationalError, match="no answer"):
                 read(database)

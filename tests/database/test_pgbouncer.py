@@ -170,8 +170,8 @@ def test_what_is_in_force(pool: str) -> None:
 def test_deadline(pool: str, database: str) -> None:
     """A statement that waits for another's lock ends in time; the URL's own `options` say in which."""
     migrate(database)
-    impatient = f"{pool}?options=-c%20lock_timeout%3D300ms"
-    with closing(Database(impatient)) as own, held(database):
+    short = f"{pool}?options=-c%20lock_timeout%3D300ms"
+    with closing(Database(short)) as own, held(database):
         leave_behind(pool)
         with pytest.raises(OperationalError) as caught, own.transaction() as connection:
             connection.execute(text("LOCK TABLE events IN SHARE MODE"))
