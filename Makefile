@@ -4,9 +4,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
+PARALLEL = --numprocesses=5 --dist=loadfile --no-loadscope-reorder
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
+# Where it is set, each of the thousand processes of a test would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run demo quick test lint faults fuzz mutants bench picture lock clean
+.PHONY: run demo quick test coverage lint faults fuzz mutants bench picture lock clean
 
 run: .venv/installed
 	@test -e receiver.toml || $(BIN)/receiver init
@@ -15,15 +18,19 @@ run: .venv/installed
 demo: .venv/installed
 	@$(BIN)/receiver simulate
 
-# One process, which starts no other (tests/helpers/quick.py), on a file system in memory where there is one.
+# What starts no process (tests/helpers/quick.py), on a file system in memory where there is one.
 quick: lint
 	FAULT_DAMAGE=1 TMPDIR=$(firstword $(wildcard /dev/shm) /tmp) \
-	  $(BIN)/pytest --quick --quiet --durations=5 --override-ini=tmp_path_retention_policy=failed
+	  $(BIN)/pytest --quick --quiet --durations=5 --override-ini=tmp_path_retention_policy=failed --numprocesses=2
 
 # OPTIONS are further ones of pytest.
 test: lint
+	$(BIN)/pytest $(PARALLEL) $(OPTIONS)
+
+# The lines that no test reaches, in half as long again as `make test`.
+coverage: .venv/developed
 	$(BIN)/coverage erase
-	$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term $(OPTIONS)
+	$(BIN)/pytest $(PARALLEL) --cov --cov-report=term
 
 lint: .venv/developed
 	$(BIN)/ruff format --check
@@ -56,14 +63,18 @@ bench: .venv/developed
 picture: .venv/developed
 	$(BIN)/python -m tests.helpers.picture
 
-# Pin, with hashes, what pyproject.toml asks for: what is pinned already stays, unless UPGRADE=--upgrade.
+# Pin, with hashes, what pyproject.toml asks for: what is pinned already stays, unless UPGRADE=--upgrade. It needs uv
+# alone: to make .venv/developed fails while pyproject.toml asks for more than the lock files have.
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command='make lock' $(UPGRADE)
-lock: .venv/developed
+lock: | $(BIN)/uv
 	$(LOCK) --group build --output-file deploy/build-requirements.txt
 	$(LOCK) pyproject.toml --output-file deploy/requirements.txt
 	$(LOCK) --group platform --constraint deploy/requirements.txt --output-file deploy/requirements-platform.txt
 	$(LOCK) --group dev --constraint deploy/requirements.txt --constraint deploy/build-requirements.txt \
 	  --constraint deploy/requirements-platform.txt --output-file .ci/requirements.txt
+
+$(BIN)/uv:
+	$(MAKE) .venv/developed
 
 clean:
 	rm -rf .venv

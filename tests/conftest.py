@@ -15,7 +15,7 @@ from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from receiver.database.database import Database
 from tests.helpers.postgres import PostgreSQL, new_database
-from tests.helpers.quick import Quick, service
+from tests.helpers.quick import Quick, Status, service
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, 10)
         Path("/proc/self/autogroup").write_text("10")
     if config.getoption("--quick"):
-        config.pluginmanager.register(Quick())
+        is_controller = config.getoption("numprocesses") and not hasattr(config, "workerinput")
+        config.pluginmanager.register(Status() if is_controller else Quick())
         # A socket that was refused a bind is not closed by who made it.
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 

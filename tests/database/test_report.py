@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from functools import cache
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -80,6 +81,11 @@ def spans(events: Sequence[Event], now: datetime) -> list[tuple[bool, datetime, 
     return found
 
 
+@cache
+def day(moment: datetime, zone: tzinfo) -> str:
+    return moment.astimezone(zone).date().isoformat()
+
+
 class Model:
     """Minute by minute: all times of its events are whole minutes."""
 
@@ -90,7 +96,7 @@ class Model:
     def _at(self, moment: datetime, one: Event) -> list[dict[str, Any]]:
         if not self._period.begin <= moment < self._period.end:
             return []
-        found = [self._rows[moment.astimezone(self._zone).date().isoformat(), one.room], self._rows["total", None]]
+        found = [self._rows[day(moment, self._zone), one.room], self._rows["total", None]]
         for row in found:
             row["jobs"].add(one.job)
         return found

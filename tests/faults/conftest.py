@@ -62,13 +62,13 @@ def _write_table(terminalreporter: pytest.TerminalReporter, outcomes: list[Outco
 @pytest.fixture
 def kills() -> int:
     """How many times to kill."""
-    return int(os.environ.get("FAULT_KILLS", "30"))
+    return int(os.environ.get("FAULT_KILLS", "20"))
 
 
 @pytest.fixture
 def worker_kills() -> int:
     """How many times to kill the projector's worker."""
-    return min(300, int(os.environ.get("FAULT_KILLS", "16")))
+    return min(300, int(os.environ.get("FAULT_KILLS", "8")))
 
 
 @pytest.fixture

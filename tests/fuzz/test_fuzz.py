@@ -12,6 +12,7 @@ from tests.fuzz.http import in_process, over_proxy, over_sockets
 from tests.fuzz.loop import corpus, fuzz, problem_of
 from tests.fuzz.oracle import Registration, judge, secrets
 from tests.fuzz.targets import PURE, Target
+from tests.helpers.quick import computes
 
 CASES = 10_000  # of the cheapest target; of the others, fewer by what they cost
 SEED = "of the gate"
@@ -29,6 +30,7 @@ def run(target: Target) -> None:
 @pytest.mark.parametrize("target", PURE, ids=[target.name for target in PURE])
 def test_by_itself(target: Target) -> None:
     """What takes bytes from outside raises its own errors alone, and agrees with the oracle."""
+    computes()
     run(target)
 
 

@@ -1,4 +1,4 @@
-"""The rule of `make quick`: what starts a process, listens on a socket or needs PostgreSQL is left to `make test`.
+"""The rule of `make quick`: what starts a process, listens on a socket, needs PostgreSQL or computes for long is left.
 
 No test is marked or listed for it. With `--quick` each test runs until it does such a thing, and is skipped there.
 """
@@ -23,13 +23,26 @@ def service(name: str) -> None:
     sys.audit(_SERVICE, name)
 
 
-class Quick:
+def computes() -> None:
+    """Say that a test computes for a second or more."""
+    service("a second of computing")
+
+
+class Status:
+    """A pytest plugin that counts what is left apart from what is skipped for another reason."""
+
+    def pytest_report_teststatus(self, report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
+        """Name it."""
+        left = report.skipped and "is for `make test`" in str(report.longrepr)
+        return ("left to make test", "", "LEFT") if left else None
+
+
+class Quick(Status):
     """A pytest plugin that skips a test at its first start of a process or listening socket."""
 
     def __init__(self) -> None:
         self._refused = ""
-        self._faults = _page_faults_of_children()
-        sys.addaudithook(self._audit)
+        self._faults = 0
 
     def _audit(self, event: str, _: tuple[object, ...]) -> None:
         if event in _REFUSED:
@@ -38,7 +51,9 @@ class Quick:
             pytest.skip(f"{event} is for `make test`")
 
     def pytest_collection_finish(self) -> None:
-        """Keep the garbage collector from looking through all that was imported, again and again."""
+        """Refuse from here on, and keep the garbage collector from looking through all that was imported."""
+        self._faults = _page_faults_of_children()
+        sys.addaudithook(self._audit)
         gc.freeze()
 
     @pytest.hookimpl(wrapper=True)
@@ -55,11 +70,6 @@ class Quick:
         if wrong:
             report.outcome, report.longrepr = "failed", wrong
         return report
-
-    def pytest_report_teststatus(self, report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
-        """Count what is left apart from what is skipped for another reason."""
-        left = report.skipped and "is for `make test`" in str(report.longrepr)
-        return ("left to make test", "", "LEFT") if left else None
 
 
 def _has_children() -> bool:

@@ -18,6 +18,7 @@ from receiver.journal.journal import Journal
 from receiver.journal.record import decode, encode
 from receiver.journal.recovery import Readable, UnreadableError
 from tests.helpers.journal import Deaths, append, append_each, delivery, numbered, opened, read, run_in_child, store
+from tests.helpers.quick import computes
 
 PAGE, SECTOR = 4096, 512
 
@@ -67,6 +68,7 @@ def spoil(path: Path, statement: str) -> list[bytes]:
 @pytest.mark.parametrize("seed", range(3))
 def test_damage_anywhere(path: Path, seed: int) -> None:
     """Wherever a sector or byte is damaged, what is not on its page or beside it goes its way, and what comes then."""
+    computes()
     with opened(path) as journal:
         append_each(journal, *numbered(300, 250))
     good = path.read_bytes()

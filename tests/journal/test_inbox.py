@@ -33,6 +33,7 @@ from tests.helpers.journal import (
     store,
     waiting,
 )
+from tests.helpers.quick import computes
 
 MIB = 2**20
 COUNT = 4500
@@ -94,6 +95,7 @@ def test_death_on_the_way(path: Path) -> None:
 
 def test_full_one_is_taken_over(path: Path) -> None:
     """One that has reached the largest size is taken over within it, but for the two new tables' first pages."""
+    computes()
     old = numbered(600, 64 * 2**10)
     make_inbox(path, old)
     with closing(sqlite3.connect(path)) as connection:  # bring the WAL into the file

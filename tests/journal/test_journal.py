@@ -37,6 +37,7 @@ from tests.helpers.journal import (
     store,
     waiting,
 )
+from tests.helpers.quick import computes
 
 KIB, MIB = 2**10, 2**20
 
@@ -359,6 +360,7 @@ def test_damaged_journal_is_moved_aside(
 
 def test_damage_that_is_found_while_it_runs(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Damage that is found while the journal is used costs no callback: the new journal takes the delivery at once."""
+    computes()
     with opened(path) as journal:
         append_each(journal, *numbered(3000, KIB))
         store(journal, read(journal, 0, 500)[-1].id)

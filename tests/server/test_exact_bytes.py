@@ -20,6 +20,7 @@ from receiver.server.connection import Connection
 from receiver.server.limiter import ConnectionLimiter, Limits
 from receiver.web.callbacks import Callback, Rejector, public_app
 from receiver.web.memory import BodyMemory
+from tests.helpers.quick import computes
 from tests.helpers.receiver import KEY
 from tests.helpers.requests import ODD_HEADERS, Sent, chunked, requests, statuses
 
@@ -120,6 +121,7 @@ def check(sent: Sent) -> list[int]:
 @given(requests(TARGET))
 def test_what_is_accepted_is_what_was_sent(sent: Sent) -> None:
     """Whatever its header holds and wherever it is cut, a request is stored byte for byte, or is not answered 200."""
+    computes()
     check(sent)
 
 
