@@ -445,7 +445,12 @@ def disk_full(site: Site) -> End:
 
     def end() -> None:
         ballast.unlink()
-        if not site.server.is_running:
+        try:
+            site.server.sql("SELECT 1")
+        except psycopg.OperationalError:
+            # It has ended; or PostgreSQL 18 has tried to recover without room, which leaves it neither running nor
+            # ended where it fails at the very begin: somebody has to restart it.
+            site.server.stop()
             site.server.start()
 
     return end
