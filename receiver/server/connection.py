@@ -187,6 +187,17 @@ class Connection(HttpToolsProtocol):
             self._under_way.disconnected = True
             self._under_way.message_event.set()
         super().connection_lost(exc)
+        self._release()
+
+    def _release(self) -> None:
+        """Refer to nothing that refers to this connection, so that it goes now, not when circles are looked for.
+
+        With TLS there are 100 KiB of buffers to it. The application has what it needs of its request.
+        """
+        self.pipeline.clear()
+        self.scope = self.cycle = self._under_way = None  # type: ignore[assignment] # uvicorn's have no value before
+        self._extensions = {}
+        self._answer_transport = _AnswerTransport(self.transport, self.transport.close)
 
     def eof_received(self) -> bool:  # type: ignore[override] # as asyncio has it
         """Answer a client that has ended its side, if it sent a whole request; whether the transport stays open.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -103,10 +105,18 @@ def exchange(pieces: list[bytes]) -> tuple[list[int], list[bytes]]:
         for _ in range(50):
             await asyncio.sleep(0)
         connection.connection_lost(None)
-        await asyncio.sleep(0)
+        left = weakref.ref(connection)
+        del connection
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert left() is None, "a connection that has ended waits with its buffers for the garbage collector"
         return statuses(transport.written), stored
 
-    return asyncio.run(run())
+    gc.disable()
+    try:
+        return asyncio.run(run())
+    finally:
+        gc.enable()
 
 
 def check(sent: Sent) -> list[int]:
