@@ -68,7 +68,7 @@ def kills() -> int:
 @pytest.fixture
 def worker_kills() -> int:
     """How many times to kill the projector's worker."""
-    return min(300, int(os.environ.get("FAULT_KILLS", "8")))
+    return min(300, int(os.environ.get("FAULT_KILLS", "16")))
 
 
 @pytest.fixture
