@@ -299,7 +299,7 @@ def test_lines(database_url: str, tmp_path: Path) -> None:
     stored(database_url, *LIVESTREAM)
     with following(database_url, tmp_path) as one:
         stored(database_url, *LIVESTREAM)
-        one.wait_for("SOMETHING")
+        wait_until(lambda: one.shown.count("\n") == 4, "four lines")
     lines = one.shown.splitlines()
     assert [re.sub(r"reply \d+", "reply", line) for line in sorted(lines)] == sorted(
         [
