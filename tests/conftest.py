@@ -18,6 +18,9 @@ from tests.helpers.postgres import PostgreSQL, new_database
 from tests.helpers.quick import Quick, Status, service
 
 
+_AUTOGROUP = Path("/proc/self/autogroup")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="skip each test where it starts a process or listens")
     parser.addoption("--nothing-skipped", action="store_true", help="fail each test that would be skipped")
@@ -28,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # busy it would hardly run, so these stand back as far.
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, 10)
-        Path("/proc/self/autogroup").write_text("10")
+        _AUTOGROUP.write_text("10")
     if config.getoption("--quick"):
         is_controller = config.getoption("numprocesses") and not hasattr(config, "workerinput")
         config.pluginmanager.register(Status() if is_controller else Quick())
@@ -42,6 +45,13 @@ class _Scheduler(LoadFileScheduling):  # type: ignore[misc]  # it has no types
     def _split_scope(self, nodeid: str) -> str:
         folder = "tests/deploy/monitoring/"
         return folder if nodeid.startswith(folder) else nodeid.partition("::")[0]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give the session back its place: it is the terminal's, and what is measured in it next is not to be behind."""
+    if not hasattr(config, "workerinput"):
+        with suppress(OSError):
+            _AUTOGROUP.write_text("0")
 
 
 @pytest.hookimpl(optionalhook=True)
