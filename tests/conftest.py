@@ -17,7 +17,6 @@ from receiver.database.database import Database
 from tests.helpers.postgres import PostgreSQL, new_database
 from tests.helpers.quick import Quick, Status, service
 
-
 _AUTOGROUP = Path("/proc/self/autogroup")
 
 
